@@ -1,0 +1,47 @@
+// The spine: one row per target, one column per kernel family.
+#pragma once
+#include "params.h"
+
+namespace atx {
+
+// A tensor that a call may touch: for targets that check accesses (the emulator and its PTX twin).
+struct Buffer {
+  const char* name;
+  const void* data;
+  int itemsize, ndim;
+  int64_t size[5], stride[5];  // in elements
+  bool writable;
+};
+
+// What a target may ask of its host.
+struct Exec {
+  void* stream;  // gpu: cudaStream_t
+  // cpu: runs body(ctx, begin, end) over a partition of [0, n), possibly on several threads.
+  void (*parallel_for)(int64_t n, void (*body)(const void* ctx, int64_t begin, int64_t end),
+                       const void* ctx);
+  int num_threads;        // cpu: how many threads parallel_for may use
+  const Buffer* buffers;  // simt: every tensor of the call
+  int num_buffers;
+};
+
+// One compiled kernel, as `attn-ext info` lists it.
+struct KernelInfo {
+  const char *family, *dtype, *score;
+  int head_dim, block_q, block_kv, threads, shared_bytes;
+};
+
+// A launcher's answer: null, or why the launch failed.
+using Status = const char*;
+
+struct Kernels {
+  const char* target;
+  unsigned dtypes;   // bit 1 << int(DType) for each supported dtype
+  int max_head_dim;  // of q, k and of v
+  Status (*attention_fwd)(const AttentionParams&, const Exec&);
+  const KernelInfo* catalogue;
+  int catalogue_size;
+};
+
+constexpr unsigned bit(DType t) { return 1u << int(t); }
+
+}  // namespace atx

@@ -1,0 +1,64 @@
+// One plain struct per kernel family: everything a kernel may know, with shapes in the comments.
+// Filled once, by ops/<family>.cpp, for every target alike; kernels trust it.
+#pragma once
+#include <cstdint>
+
+namespace atx {
+
+enum class DType : int32_t { f64, f32, f16, bf16, boolean };
+
+// Element strides of a [B, H, S, D] tensor whose last dimension is contiguous. 0 where it is
+// broadcast.
+struct Strides {
+  int64_t batch, head, row;
+};
+
+// [B, Hq, Sq, Sk], every stride free (0 where broadcast). boolean: true = attend. Otherwise added
+// to the score.
+struct Mask {
+  const void* data;  // null: no mask
+  DType dtype;
+  int64_t batch, head, row, col;
+};
+
+// One number per query head, [B, Hq], in the accumulation type (float; double for f64 tensors).
+struct PerHead {
+  const void* data;  // null: absent
+  int64_t batch, head;
+};
+
+// o = softmax(score(q kᵀ)) v.  Dense tensors are [B, H, S, D]. With cu_seqlens (varlen) they are
+// packed [1, H, total, D] (batch stride 0): sequence b owns rows [cu_seqlens[b], cu_seqlens[b +
+// 1]). sequence.h turns (params, b) into row ranges, so that no kernel tells the two apart.
+struct AttentionParams {
+  const void* q;  // [B, Hq, Sq, D]
+  const void* k;  // [B, Hkv, Sk, D]
+  const void* v;  // [B, Hkv, Sk, Dv]
+  void* o;        // [B, Hq, Sq, Dv]
+  void* lse;      // [B, Hq, Sq] natural log, in the accumulation type; null: not wanted
+  Strides q_stride, k_stride, v_stride, o_stride;
+  int64_t lse_batch, lse_head;  // strides of lse; its rows are contiguous
+
+  const int32_t* cu_seqlens_q;  // [B + 1], null: dense
+  const int32_t* cu_seqlens_k;  // [B + 1], null: dense
+
+  Mask mask;
+  PerHead alibi_slopes;  // score += -slope * |i + Sk - Sq - j|
+  PerHead sinks;         // a key without a value: exp(sink) joins the denominator
+
+  int B, Hq, Hkv;  // Hq is a multiple of Hkv; query head h reads key head h / (Hq / Hkv)
+  int Sq, Sk;      // varlen: the longest sequence
+  int D, Dv;
+  DType dtype;  // of q, k, v and o
+
+  double scale;    // multiplies q·k
+  double softcap;  // score = softcap * tanh(score / softcap); 0: off
+  int window_left,
+      window_right;   // keys kept around the diagonal, inclusive; NO_WINDOW: all. Causal: right = 0
+  bool bottom_right;  // the diagonal ends at (Sq - 1, Sk - 1) instead of starting at (0, 0)
+};
+
+constexpr int MAX_LENGTH = 1 << 30;  // longest Sq, Sk: row plus window bound stays in an int
+constexpr int NO_WINDOW = MAX_LENGTH;
+
+}  // namespace atx

@@ -1,0 +1,129 @@
+// Score policies: what happens between q·k and the softmax, and which keys a query sees.
+// Built once per (batch, query head); the same code on every target. Positions: i query, j key.
+//
+//   kv_begin(i0, i1), kv_end(i0, i1)  range that holds every key kept by a query in [i0, i1)
+//   full(i0, i1, j0, j1)              true: every key of [j0, j1) is kept by every query of [i0,
+//   i1) keep<L>(i, j, n)                  which of the keys j ... j + L::COUNT - 1 query i attends
+//   to (n of them exist) score<L>(s, i, j, n)              the logit, in natural units, of the raw
+//   products s = q_i · k_j ... LINEAR                            score is scale * s: a kernel may
+//   fold the scale into its exponential
+//
+// A is the accumulation type, float or double. L is a vector of lanes of it (lanes.h; cpu/simd.h):
+// one key per call on a GPU, a SIMD register of keys on a CPU.
+#pragma once
+#include "params.h"
+#include "sequence.h"
+#include "target.h"
+
+namespace atx::ATX_TARGET {
+
+ATX_HD int clamp_position(int64_t x) {
+  return int(x < -MAX_LENGTH ? -MAX_LENGTH : x > MAX_LENGTH ? MAX_LENGTH : x);
+}
+
+// Every key of the sequence.
+template <class A>
+struct Full {
+  static constexpr bool LINEAR = true;
+  int sk;
+  A scale;
+
+  ATX_HD Full(const AttentionParams& p, const Sequence& s, int, int)
+      : sk(s.sk), scale(A(p.scale)) {}
+  ATX_HD int kv_begin(int, int) const { return 0; }
+  ATX_HD int kv_end(int, int) const { return sk; }
+  ATX_HD bool full(int, int, int, int j1) const { return j1 <= sk; }
+  template <class L>
+  ATX_HD typename L::Bool keep(int, int j, int) const {
+    return L::less(L::positions(j), sk);
+  }
+  template <class L>
+  ATX_HD typename L::Float score(typename L::Float s, int, int, int) const {
+    return s * scale;
+  }
+};
+
+// Keys within a distance of the diagonal, i + lo <= j <= i + hi. Causal is hi = offset, lo = -inf.
+template <class A>
+struct Window : Full<A> {
+  using Full<A>::sk;
+  int offset;  // diagonal: query i is level with key i + offset
+  int lo, hi;
+
+  ATX_HD Window(const AttentionParams& p, const Sequence& s, int b, int h)
+      : Full<A>(p, s, b, h),
+        offset(p.bottom_right ? s.sk - s.sq : 0),
+        lo(p.window_left == NO_WINDOW ? -MAX_LENGTH
+                                      : clamp_position(int64_t(offset) - p.window_left)),
+        hi(p.window_right == NO_WINDOW ? MAX_LENGTH
+                                       : clamp_position(int64_t(offset) + p.window_right)) {}
+  ATX_HD int kv_begin(int i0, int) const {
+    const int j = i0 + lo;
+    return j < 0 ? 0 : j < sk ? j : sk;
+  }
+  ATX_HD int kv_end(int, int i1) const {
+    const int j = i1 + hi;  // last query i1 - 1 sees key i1 - 1 + hi
+    return j < 0 ? 0 : j < sk ? j : sk;
+  }
+  ATX_HD bool full(int i0, int i1, int j0, int j1) const {
+    return j1 <= sk && j0 >= i1 - 1 + lo && j1 - 1 <= i0 + hi;
+  }
+  template <class L>
+  ATX_HD typename L::Bool keep(int i, int j, int) const {
+    const typename L::Position at = L::positions(j);
+    return L::less(at, sk) & ~L::less(at, i + lo) & L::less(at, i + hi + 1);
+  }
+};
+
+// A window with everything that changes a score: soft-cap, ALiBi, boolean or additive mask, in that
+// order.
+template <class A>
+struct General : Window<A> {
+  using Full<A>::scale;
+  static constexpr bool LINEAR = false;
+  A softcap, slope;
+  int level;  // ALiBi's distance is |i + level - j|, always from the bottom-right corner (as
+              // FlashAttention)
+  Mask mask;  // data: the [Sq, Sk] plane of this batch and head
+
+  ATX_HD General(const AttentionParams& p, const Sequence& s, int b, int h)
+      : Window<A>(p, s, b, h), softcap(A(p.softcap)), slope(0), level(s.sk - s.sq), mask(p.mask) {
+    const int64_t at = int64_t(b) * p.alibi_slopes.batch + int64_t(h) * p.alibi_slopes.head;
+    if (p.alibi_slopes.data) slope = static_cast<const A*>(p.alibi_slopes.data)[at];
+    if (mask.data) {
+      const int size = mask.dtype == DType::boolean ? 1
+                       : mask.dtype == DType::f64   ? 8
+                       : mask.dtype == DType::f32   ? 4
+                                                    : 2;
+      mask.data = static_cast<const char*>(mask.data) +
+                  (int64_t(b) * mask.batch + int64_t(h) * mask.head) * size;
+    }
+  }
+  ATX_HD bool full(int i0, int i1, int j0, int j1) const {
+    return !mask.data && Window<A>::full(i0, i1, j0, j1);
+  }
+  template <class L>
+  ATX_HD typename L::Bool keep(int i, int j, int n) const {
+    const typename L::Bool in_window = Window<A>::template keep<L>(i, j, n);
+    if (!mask.data || mask.dtype != DType::boolean) return in_window;
+    return in_window & L::load_bool(mask, i, j, n);
+  }
+  template <class L>
+  ATX_HD typename L::Float score(typename L::Float s, int i, int j, int n) const {
+    typename L::Float x = s * scale;
+    if (softcap != 0) x = L::tanh(x * (1 / softcap)) * softcap;
+    if (slope != 0) x = x - L::distance(i + level, j) * slope;
+    if (mask.data && mask.dtype != DType::boolean) x = L::add_bias(x, L::load_float(mask, i, j, n));
+    return x;
+  }
+};
+
+// The narrowest policy that says what the params say: the fewer hooks, the faster the kernel.
+enum class ScoreId { Full, Window, General };
+ATX_HD ScoreId score_id(const AttentionParams& p) {
+  if (p.softcap != 0 || p.alibi_slopes.data || p.mask.data) return ScoreId::General;
+  return p.window_left == NO_WINDOW && p.window_right == NO_WINDOW ? ScoreId::Full
+                                                                   : ScoreId::Window;
+}
+
+}  // namespace atx::ATX_TARGET

@@ -1,0 +1,106 @@
+"""Build attn_ext: each kernel source is compiled once per target, inside that target's namespace.
+
+CUDA is built when nvcc is found and torch is a CUDA build; ATTN_EXT_CUDA=1 insists on it,
+ATTN_EXT_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST is honored; its default is the visible GPU's
+architecture, else "8.0 9.0a".
+"""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).parent.resolve()
+WRAPPERS = Path("build") / "targets"
+STABLE_ABI = "0x020a000000000000"  # torch 2.10
+
+# Standard headers come before the pragma: their inline functions must not be compiled for the
+# target's ISA.
+STANDARD_HEADERS = "#include <cmath>\n#include <cstdint>\n#include <cstring>\n#include <new>\n"
+X86_HEADERS = "#include <immintrin.h>\n"
+
+# target -> (instruction sets for #pragma GCC target, bytes of a vector register)
+AVX512 = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+CPU_TARGETS = {
+    "x86_64": {"scalar": ("", 16), "avx2": ("avx2,fma,f16c", 32), "avx512": (AVX512, 64)},
+    "aarch64": {"scalar": ("", 16), "neon": ("", 16)},
+}.get(platform.machine(), {"scalar": ("", 16)})
+
+
+def wrapper(source: Path, target: str, prelude: str, suffix: str) -> str:
+    """Write the file that compiles `source` for `target` and return its path; keep a right one."""
+    path = WRAPPERS / target / (source.stem + suffix)
+    text = f'{prelude}#define ATX_TARGET {target}\n#include "{source.relative_to(ROOT)}"\n'
+    (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+    if not (ROOT / path).exists() or (ROOT / path).read_text() != text:
+        (ROOT / path).write_text(text)
+    return str(path)
+
+
+def cpu_sources() -> list[str]:
+    sources = []
+    for target, (isa, vector_bytes) in CPU_TARGETS.items():
+        prelude = STANDARD_HEADERS + (X86_HEADERS if platform.machine() == "x86_64" else "")
+        prelude += f'#pragma GCC target("{isa}")\n' if isa else ""
+        prelude += f"#define ATX_VEC_BYTES {vector_bytes}\n"
+        sources += [
+            wrapper(s, target, prelude, ".cpp") for s in sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+        ]
+    return sources
+
+
+def gpu_sources() -> list[str]:
+    return [
+        wrapper(s, "gpu", STANDARD_HEADERS, ".cu")
+        for s in sorted((ROOT / "csrc/cuda").rglob("*.cu"))
+    ]
+
+
+def wants_cuda() -> bool:
+    setting = os.environ.get("ATTN_EXT_CUDA", "")
+    if setting not in ("", "0", "1"):
+        raise SystemExit(f"ATTN_EXT_CUDA: expected 0, 1 or nothing; got {setting!r}")
+    possible = CUDA_HOME is not None and torch.version.cuda is not None
+    if setting == "1" and not possible:
+        missing = "nvcc" if CUDA_HOME is None else "a CUDA build of torch"
+        raise SystemExit(f"ATTN_EXT_CUDA=1, but {missing} was not found")
+    return possible and setting != "0"
+
+
+with_cuda = wants_cuda()
+if with_cuda and not torch.cuda.is_available():
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0 9.0a")
+
+flags = ["-std=c++20", "-O3", "-g0", "-fno-trapping-math", "-fno-math-errno", "-Wno-psabi"]
+extension = (CUDAExtension if with_cuda else CppExtension)(
+    "attn_ext._C",
+    [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/ops").glob("*.cpp"))]
+    + cpu_sources()
+    + (gpu_sources() if with_cuda else []),
+    include_dirs=[str(ROOT), __import__("pybind11").get_include()],
+    define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)]
+    + ([("ATX_WITH_CUDA", None), ("USE_CUDA", None)] if with_cuda else []),
+    extra_compile_args={
+        "cxx": [*flags, "-fvisibility=hidden"],
+        "nvcc": ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas=-v", "-lineinfo"],
+    },
+    extra_link_args=["-Wl,-s"],
+)
+
+# The sources go with the package: attn_ext.testing builds the emulator from them on first use.
+SOURCE_FOLDERS = sorted({str(p.parent.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*")})
+SOURCE_PACKAGES = {"attn_ext." + d.replace("/", "."): d for d in SOURCE_FOLDERS}
+PYTHON_PACKAGES = [
+    str(p.parent.relative_to(ROOT)).replace("/", ".")
+    for p in sorted((ROOT / "attn_ext").rglob("__init__.py"))
+]
+setup(
+    packages=[*PYTHON_PACKAGES, "attn_ext.bench", *SOURCE_PACKAGES],
+    package_dir={"attn_ext.bench": "bench"} | SOURCE_PACKAGES,
+    package_data={"": ["*.h", "*.cuh", "*.cu", "*.cpp", "*.json"]},
+    ext_modules=[extension],
+    cmdclass={"build_ext": BuildExtension},
+)
