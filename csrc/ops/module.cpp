@@ -1,0 +1,68 @@
+// The module attn_ext._C: loading it registers the ops; its functions say what was built and pick
+// among it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "check.h"
+#include "targets.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::list kernels() {
+  py::list rows;
+  for (const atx::Kernels* target : atx::ops::available_targets())
+    for (int i = 0; i < target->catalogue_size; ++i) {
+      const atx::KernelInfo& k = target->catalogue[i];
+      py::dict row;
+      row["target"] = target->target;
+      row["family"] = k.family;
+      row["dtype"] = k.dtype;
+      row["score"] = k.score;
+      row["head_dim"] = k.head_dim;
+      row["block_q"] = k.block_q;
+      row["block_kv"] = k.block_kv;
+      row["threads"] = k.threads;
+      row["shared_bytes"] = k.shared_bytes;
+      rows.append(row);
+    }
+  return rows;
+}
+
+py::dict targets() {
+  py::dict rows;
+  for (const atx::Kernels* target : atx::ops::available_targets()) {
+    py::list dtypes;
+    for (int d = 0; d < int(atx::DType::boolean); ++d)
+      if (target->dtypes >> d & 1) dtypes.append(atx::ops::name(atx::DType(d)));
+    py::dict row;
+    row["dtypes"] = dtypes;
+    row["max_head_dim"] = target->max_head_dim;
+    rows[target->target] = row;
+  }
+  return rows;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "attn_ext's compiled half: torch ops, build information, choice of target.";
+  atx::ops::cpu_target();  // a wrong ATTN_EXT_CPU is an error at import, not at the first call
+  m.def("kernels", &kernels, "Every compiled kernel, as a list of dicts.");
+  m.def("targets", &targets,
+        "Targets this machine can run: name -> dtypes and largest head dimension.");
+  m.def("unsupported_targets", &atx::ops::unsupported_targets,
+        "Targets that were compiled but that this CPU cannot run.");
+  m.def(
+      "cpu_target", [] { return atx::ops::cpu_target()->target; },
+      "The target that serves CPU tensors.");
+  m.def("use_cpu", &atx::ops::use_cpu, py::arg("target"),
+        "Serve CPU tensors with this target from now on.");
+  m.def("built_with_cuda", &atx::ops::built_with_cuda);
+  m.def("load_simt", &atx::ops::load_simt, py::arg("path"),
+        "Load the emulator library; attn_ext.testing.simt() does it.");
+  m.def("use_simt", &atx::ops::use_simt, py::arg("on"),
+        "Serve CPU tensors with the emulator; attn_ext.testing.simt() does it.");
+  m.attr("compiler") = __VERSION__;
+}

@@ -1,0 +1,28 @@
+// Which row of the kernel table serves a call, and what that row may ask of its host.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "csrc/core/kernels.h"
+
+namespace atx::ops {
+
+// The row for tensors of this device. Null with `reason` set when there is none.
+const Kernels* kernels_for(bool is_cuda, std::string* reason);
+// The services that row needs. `buffers` must outlive the call; only the emulator asks for them.
+Exec exec_for(bool is_cuda, int device_index, const std::vector<Buffer>& buffers);
+bool wants_buffers();
+
+// Every row this build and this machine can run, CPU rows from best to plainest.
+std::vector<const Kernels*> available_targets();
+// Rows that were compiled, but that this CPU cannot run.
+std::vector<std::string> unsupported_targets();
+const Kernels* cpu_target();
+void use_cpu(const std::string& name);  // throws std::invalid_argument
+
+// The emulator: a library of its own that only attn_ext.testing loads.
+void load_simt(const std::string& path);  // throws std::runtime_error
+void use_simt(bool on);
+bool built_with_cuda();
+
+}  // namespace atx::ops
