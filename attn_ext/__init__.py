@@ -1,0 +1,18 @@
+"""Hand-written attention kernels for CPU and CUDA behind one PyTorch extension.
+
+>>> import torch, attn_ext
+>>> q, k, v = torch.randn(3, 1, 8, 128, 64)
+>>> attn_ext.attention(q, k, v, is_causal=True).shape
+torch.Size([1, 8, 128, 64])
+"""
+
+import torch as _torch  # noqa: F401  first: _C links against its libraries
+
+from attn_ext import _C as _C  # registers torch.ops.attn_ext
+from attn_ext.support import why_not
+from attn_ext.variants import VARIANTS
+from attn_ext.variants.attention import attention
+from attn_ext.variants.varlen_attention import varlen_attention
+
+__version__ = "0.1.0"
+__all__ = ["VARIANTS", "attention", "varlen_attention", "why_not"]
