@@ -1,0 +1,22 @@
+"""What tests are made of: the emulator and its PTX twin, backends, the equivalence check.
+
+`with simt():` runs the CUDA kernels on CPU tensors, compiled by g++ for the emulator of
+`csrc/simt`; `with ptx():` runs what nvcc made of them. `check()` holds one call to its float64
+reference by the house's tolerance rule.
+"""
+
+from attn_ext.testing.backends import Backend, backends, cpu_target
+from attn_ext.testing.equivalence import Comparison, check
+from attn_ext.testing.ptx import ptx, ptx_available
+from attn_ext.testing.simt import simt
+
+__all__ = [
+    "Backend",
+    "Comparison",
+    "backends",
+    "check",
+    "cpu_target",
+    "ptx",
+    "ptx_available",
+    "simt",
+]
