@@ -11,25 +11,31 @@ if TOOLS.is_dir():
     sys.path.append(str(TOOLS))  # ptxrun, where the workplace has it
 
 from attn_ext import VARIANTS  # noqa: E402
-from attn_ext.testing import Backend, backends  # noqa: E402
-
-CASES = [pytest.param(v, c, id=f"{v.name}-{c.name}") for v in VARIANTS.values() for c in v.cases]
+from attn_ext.testing import Backend, backend, backends  # noqa: E402
+from attn_ext.testing.simt import build_library  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backends", help="comma-separated; default: all of this machine but ptx")
+    parser.addoption("--every", type=int, default=1, help="take every so manieth case only")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # once, before the workers start and all want it
+        build_library()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames and "variant" in metafunc.fixturenames:
+        cases = [(v, c) for v in VARIANTS.values() for c in v.cases]
+        cases = cases[:: metafunc.config.getoption("--every")]
+        ids = [f"{v.name}-{c.name}" for v, c in cases]
+        metafunc.parametrize(("variant", "case"), cases, ids=ids)
     if "backend" not in metafunc.fixturenames:
         return
-    found = backends()
     chosen = metafunc.config.getoption("--backends")
-    names = chosen.split(",") if chosen else [n for n in found if n != "ptx"]
-    missing = [n for n in names if n not in found]
-    if missing:
-        raise pytest.UsageError(f"no backend {missing} here; there are {list(found)}")
-    metafunc.parametrize("backend", [pytest.param(found[n], id=n) for n in names])
+    names = chosen.split(",") if chosen else [n for n in backends() if n != "ptx"]
+    metafunc.parametrize("backend", [pytest.param(backend(n), id=n) for n in names])
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import CASES
 
 from attn_ext.testing import Backend, check
 from attn_ext.variants.record import Case, Variant
@@ -11,7 +10,6 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize(("variant", "case"), CASES)
 def test_matches_reference(variant: Variant, case: Case, dtype: torch.dtype, backend: Backend):
     if dtype not in backend.dtypes:
         x = case.inputs(dtype)

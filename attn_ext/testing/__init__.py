@@ -5,7 +5,7 @@
 reference by the house's tolerance rule.
 """
 
-from attn_ext.testing.backends import Backend, backends, cpu_target
+from attn_ext.testing.backends import Backend, backend, backends, cpu_target
 from attn_ext.testing.equivalence import Comparison, check
 from attn_ext.testing.ptx import ptx, ptx_available
 from attn_ext.testing.simt import simt
@@ -13,6 +13,7 @@ from attn_ext.testing.simt import simt
 __all__ = [
     "Backend",
     "Comparison",
+    "backend",
     "backends",
     "check",
     "cpu_target",

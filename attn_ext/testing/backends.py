@@ -9,7 +9,7 @@ import torch
 
 from attn_ext import _C
 from attn_ext.testing.ptx import ptx, ptx_available
-from attn_ext.testing.simt import simt
+from attn_ext.testing.simt import BUILDS, SCHEDULES, simt
 
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,6 +40,9 @@ def cpu_target(name: str) -> Iterator[None]:
         _C.use_cpu(before)
 
 
+_GPU_KERNELS = {"dtypes": CUDA_DTYPES, "max_head_dim": 256}
+
+
 def backends() -> dict[str, Backend]:
     """Return this machine's backends by name: cpu-<target>, simt, and what else can run."""
     found = [
@@ -47,10 +50,39 @@ def backends() -> dict[str, Backend]:
         for t, row in _C.targets().items()
         if t not in ("gpu", "simt")
     ]
-    gpu_kernels = {"dtypes": CUDA_DTYPES, "max_head_dim": 256}
-    found.append(Backend("simt", simt, **gpu_kernels))
+    found.append(Backend("simt", simt, **_GPU_KERNELS))
     if ptx_available() is None:
-        found.append(Backend("ptx", ptx, **gpu_kernels))
+        found.append(Backend("ptx", ptx, **_GPU_KERNELS))
     if _C.built_with_cuda() and torch.cuda.is_available():
-        found.append(Backend("cuda", contextlib.nullcontext, device="cuda", **gpu_kernels))
+        found.append(Backend("cuda", contextlib.nullcontext, device="cuda", **_GPU_KERNELS))
     return {b.name: b for b in found}
+
+
+def backend(name: str) -> Backend:
+    """Return a backend by name; `simt:` takes a build and a schedule.
+
+    >>> backend("simt:hooks:random:7").name
+    'simt:hooks:random:7'
+
+    Raises:
+        ValueError: there is no such backend on this machine.
+    """
+    kind, *settings = name.split(":")
+    if kind == "simt" and settings:
+        options: dict[str, str | int] = {}
+        for setting in settings:
+            if setting.isdigit():
+                options["seed"] = int(setting)
+            elif setting in BUILDS:
+                options["build"] = setting
+            elif setting in SCHEDULES:
+                options["schedule"] = setting
+            else:
+                raise ValueError(
+                    f"backend: expected a build, a schedule or a seed; got {setting!r}"
+                )
+        return Backend(name, lambda: simt(**options), **_GPU_KERNELS)
+    found = backends()
+    if name not in found:
+        raise ValueError(f"backend: expected one of {', '.join(found)}; got {name!r}")
+    return found[name]
