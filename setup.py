@@ -70,6 +70,15 @@ def wants_cuda() -> bool:
     return possible and setting != "0"
 
 
+def cuda_macros() -> list[tuple[str, str | None]]:
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "native")
+    return [
+        ("ATX_WITH_CUDA", None),
+        ("USE_CUDA", None),
+        ("ATX_CUDA_ARCHITECTURES", f'"{architectures}"'),
+    ]
+
+
 with_cuda = wants_cuda()
 if with_cuda and not torch.cuda.is_available():
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0 9.0a")
@@ -81,8 +90,7 @@ extension = (CUDAExtension if with_cuda else CppExtension)(
     + cpu_sources()
     + (gpu_sources() if with_cuda else []),
     include_dirs=[str(ROOT), __import__("pybind11").get_include()],
-    define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)]
-    + ([("ATX_WITH_CUDA", None), ("USE_CUDA", None)] if with_cuda else []),
+    define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)] + (cuda_macros() if with_cuda else []),
     extra_compile_args={
         "cxx": [*flags, "-fvisibility=hidden"],
         "nvcc": ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas=-v", "-lineinfo"],

@@ -191,18 +191,18 @@ def reference(
         score = softcap * torch.tanh(score / softcap)
     if alibi_slopes is not None:
         distance = (torch.arange(sq)[:, None] + sk - sq - torch.arange(sk)[None, :]).abs()
-        score = score - alibi_slopes.to(score.dtype)[..., None, None] * distance.to(score.dtype)
+        score = score - alibi_slopes.to(score)[..., None, None] * distance.to(score)
     keep = keep_mask(sq, sk, is_causal, window_size, causal_align).to(score.device)
     keep = keep.expand(score.shape)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         keep = keep & attn_mask
     elif attn_mask is not None:
-        score = score + attn_mask.to(score.dtype)
+        score = score + attn_mask.to(score)
         keep = keep & (attn_mask != -math.inf)
     score = score.masked_fill(~keep, -math.inf)
     lse = torch.logsumexp(score, -1) if sk else score.new_full(score.shape[:-1], -math.inf)
     if sinks is not None:
-        lse = torch.logaddexp(lse, sinks.to(score.dtype)[..., None].expand_as(lse))
+        lse = torch.logaddexp(lse, sinks.to(score)[..., None].expand_as(lse))
     weight = torch.exp(score - lse.masked_fill(lse == -math.inf, 0)[..., None])
     if bool(torch.isfinite(value).all()):
         out = weight @ value

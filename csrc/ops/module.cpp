@@ -65,4 +65,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_simt", &atx::ops::use_simt, py::arg("on"),
         "Serve CPU tensors with the emulator; attn_ext.testing.simt() does it.");
   m.attr("compiler") = __VERSION__;
+#if defined(ATX_WITH_CUDA)
+  m.attr("cuda_architectures") = ATX_CUDA_ARCHITECTURES;
+#else
+  m.attr("cuda_architectures") = "";
+#endif
 }

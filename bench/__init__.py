@@ -1,0 +1,1 @@
+"""Benchmarks of attn_ext against torch: check, then time, and print ratios (`python -m bench`)."""

@@ -1,0 +1,97 @@
+"""What attn_ext is compared with: the torch calls that compute the same, each ready to be repeated.
+
+A peer takes the keyword arguments of a variant and returns a call without arguments, or None where
+torch has nothing like it. What a user would do once (a dense mask for a window) happens outside the
+call, in torch's favor.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from attn_ext.variants.attention import keep_mask
+
+Call = Callable[[], Tensor]
+Inputs = dict[str, Any]
+
+
+def _mask(inputs: Inputs) -> Tensor | None:
+    """Everything that is not plain causal, as the dense mask that torch needs."""
+    q, k = inputs["query"], inputs["key"]
+    sq, sk = q.shape[-2], k.shape[-2]
+    window, align = inputs.get("window_size", (-1, -1)), inputs.get("causal_align", "top_left")
+    causal, given = inputs.get("is_causal", False), inputs.get("attn_mask")
+    alibi = inputs.get("alibi_slopes")
+    shifted = causal and align == "bottom_right" and sq != sk
+    keep = None
+    if window != (-1, -1) or shifted or (causal and (given is not None or alibi is not None)):
+        keep = keep_mask(sq, sk, causal, window, align).to(q.device)
+    if given is not None and given.dtype == torch.bool:
+        keep, given = given if keep is None else keep & given, None
+    if alibi is not None:
+        i, j = torch.arange(sq, device=q.device), torch.arange(sk, device=q.device)
+        bias = -alibi[..., None, None] * (i[:, None] + sk - sq - j).abs()
+        given = (bias if given is None else bias + given).to(q.dtype)
+    if given is None:
+        return keep
+    return given if keep is None else given.masked_fill(~keep, -torch.inf)
+
+
+def sdpa(inputs: Inputs) -> Call | None:
+    """Torch's scaled_dot_product_attention; a dense mask stands for windows and ALiBi."""
+    if inputs.get("softcap") or inputs.get("sinks") is not None or "cu_seqlens_q" in inputs:
+        return None
+    mask = _mask(inputs)
+    options = {
+        "attn_mask": mask,
+        "is_causal": inputs.get("is_causal", False) and mask is None,
+        "scale": inputs.get("scale"),
+        "enable_gqa": inputs.get("enable_gqa", False),
+    }
+    q, k, v = inputs["query"], inputs["key"], inputs["value"]
+    return lambda: scaled_dot_product_attention(q, k, v, **options)
+
+
+def sdpa_packed(inputs: Inputs) -> Call | None:
+    """SDPA with a group's query heads as rows of its key head: torch's best GQA decode."""
+    q, k, v = inputs["query"], inputs["key"], inputs["value"]
+    plain = set(inputs) <= {"query", "key", "value", "enable_gqa", "scale"}
+    if not plain or not inputs.get("enable_gqa") or q.shape[-2] != 1:
+        return None
+    rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])
+    shape, scale = (*q.shape[:-1], v.shape[-1]), inputs.get("scale")
+    return lambda: scaled_dot_product_attention(rows, k, v, scale=scale).reshape(shape)
+
+
+def sdpa_per_sequence(inputs: Inputs) -> Call | None:
+    """Packed sequences, each by a call of SDPA."""
+    if "cu_seqlens_q" not in inputs:
+        return None
+    names = ("query", "key", "value")
+    offsets = [pairwise(inputs[n].tolist()) for n in ("cu_seqlens_q", "cu_seqlens_k")]
+    shared = {n: x for n, x in inputs.items() if n not in names and "seqlen" not in n}
+    calls = []
+    for (q0, q1), (k0, k1) in zip(*offsets, strict=True):
+        spans = ((q0, q1), (k0, k1), (k0, k1))
+        parts = {
+            n: inputs[n][a:b].transpose(0, 1)[None] for n, (a, b) in zip(names, spans, strict=True)
+        }
+        gqa = {"enable_gqa": inputs["query"].shape[1] != inputs["key"].shape[1]}
+        call = sdpa(shared | parts | gqa)
+        if call is None:
+            return None
+        calls.append(call)
+    return lambda: torch.cat([call()[0].transpose(0, 1) for call in calls])
+
+
+def peers(inputs: Inputs) -> dict[str, Call]:
+    """Every torch call that computes the same, by its name in tables."""
+    found = {
+        "torch": sdpa(inputs) or sdpa_per_sequence(inputs),
+        "torch packed": sdpa_packed(inputs),
+    }
+    return {name: call for name, call in found.items() if call is not None}

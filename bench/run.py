@@ -1,0 +1,176 @@
+"""A run: every case of a suite on every target, thread count and device; checked, then timed."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from attn_ext import _C
+from attn_ext.testing import Backend, backends
+from attn_ext.variants import VARIANTS
+from attn_ext.variants.record import Cost
+
+from .ceilings import Ceilings, measure_ceilings, name
+from .correctness import MAX_REFERENCE_SCORES, Verdict, scores, to_device, verify
+from .measure import interleave, quartiles, ratios
+from .peers import peers
+from .suites import BenchCase
+
+OURS, REFERENCE = "attn_ext", "reference"
+# The plain-Python reference is many times slower: its ratio needs fewer rounds to be clear.
+REFERENCE_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case runs: a CPU target or CUDA, and torch's threads."""
+
+    backend: Backend
+    threads: int
+
+    @property
+    def target(self) -> str:
+        """`"avx2"`, ..., or `"gpu"`."""
+        return self.backend.name.removeprefix("cpu-") if self.device == "cpu" else "gpu"
+
+    @property
+    def device(self) -> str:
+        """`"cpu"` or `"cuda"`."""
+        return self.backend.device
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Inside: this target serves CPU tensors, and torch has this many threads."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with self.backend.context(), torch.inference_mode():
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One case in one dtype at one place: the verdict, and the times if it passed."""
+
+    case: BenchCase
+    dtype: torch.dtype
+    place: Place
+    verdict: Verdict
+    cost: Cost = Cost(0.0, 0.0)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def ratio(self, peer: str) -> tuple[float, float, float] | None:
+        """Quartiles of peer's time over ours; None where there is no such peer."""
+        if peer not in self.seconds:
+            return None
+        return quartiles(ratios(self.seconds[peer], self.seconds[OURS]))
+
+    def median(self, contender: str = OURS) -> float:
+        """Seconds of one call."""
+        return quartiles(self.seconds[contender])[1]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything in plain types, with every raw timing."""
+        quarters = {p: self.ratio(p) for p in self.seconds if p != OURS}
+        return {
+            "case": self.case.name,
+            "variant": self.case.variant,
+            "dtype": name(self.dtype),
+            "device": self.place.device,
+            "target": self.place.target,
+            "threads": self.place.threads,
+            "cold": self.case.cold,
+            "ok": self.verdict.ok,
+            "message": self.verdict.message,
+            "max_error": self.verdict.error if self.verdict.ok else None,
+            "error_bound": self.verdict.bound if self.verdict.ok else None,
+            "checked_rows": self.verdict.rows or "all",
+            "flops": self.cost.flops,
+            "bytes": self.cost.bytes,
+            "seconds": self.seconds,
+            "ratios": {
+                p: dict(zip(("q1", "median", "q3"), q, strict=True))
+                for p, q in quarters.items()
+                if q
+            },
+        }
+
+
+def places(
+    devices: Iterable[str] = (), targets: Iterable[str] = (), threads: Iterable[int] = ()
+) -> list[Place]:
+    """Every combination; by default the chosen CPU target with one thread, and CUDA if present.
+
+    Raises:
+        ValueError: this machine or this build has no such device or target.
+    """
+    found = backends()
+    devices = list(devices) or [d for d in ("cpu", "cuda") if d == "cpu" or d in found]
+    names = [f"cpu-{t}" for t in targets or (_C.cpu_target(),)] if "cpu" in devices else []
+    names += ["cuda"] * ("cuda" in devices)
+    for n in names:
+        if n not in found:
+            here = ", ".join(
+                f.removeprefix("cpu-") for f in found if f.startswith(("cpu-", "cuda"))
+            )
+            raise ValueError(f"bench: expected one of {here}; got {n.removeprefix('cpu-')}")
+    counts = {"cpu": tuple(threads) or (1,), "cuda": (1,)}
+    return [Place(found[n], t) for n in names for t in counts[found[n].device]]
+
+
+def check_case(case: BenchCase, dtype: torch.dtype, place: Place) -> Verdict:
+    """Hold a case to its reference at its place."""
+    with place.entered():
+        return verify(VARIANTS[case.variant], case.case, dtype, place.backend)
+
+
+def measure_case(
+    case: BenchCase, dtype: torch.dtype, place: Place, rounds: int, limit: float = math.inf
+) -> Result:
+    """Check a case, and time it against its peers if it is right."""
+    verdict = check_case(case, dtype, place)
+    if not verdict.ok:
+        return Result(case, dtype, place, verdict)
+    variant = VARIANTS[case.variant]
+    with place.entered():
+        inputs = case.case.inputs(dtype)
+        cost, reference_fits = variant.cost(inputs), scores(inputs) <= 2 * MAX_REFERENCE_SCORES
+        inputs = to_device(inputs, place.device)
+        calls: dict[str, Callable[[], object]] = {OURS: lambda: variant.fn(**inputs)}
+        calls |= peers(inputs)
+        if reference_fits:
+            calls[REFERENCE] = lambda: variant.reference(**inputs)
+        seconds = interleave(
+            calls,
+            rounds,
+            device=place.device,
+            cold=case.cold,
+            at_most={REFERENCE: REFERENCE_ROUNDS},
+            limit=limit,
+        )
+    return Result(case, dtype, place, verdict, cost, seconds)
+
+
+def ceilings(place: Place, dtypes: set[torch.dtype]) -> Ceilings:
+    """The ceilings of a place."""
+    with place.entered():
+        return measure_ceilings(place.device, place.threads, dtypes)
+
+
+def jobs(
+    cases: Iterable[BenchCase], dtypes: Iterable[torch.dtype], where: list[Place]
+) -> list[tuple[BenchCase, torch.dtype, Place]]:
+    """What there is to run: `dtypes` replaces the cases' own."""
+    dtypes = tuple(dtypes)
+    return [
+        (case, dtype, place)
+        for place in where
+        for case in cases
+        for dtype in dtypes or case.dtypes
+        if dtype in place.backend.dtypes
+    ]

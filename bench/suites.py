@@ -1,0 +1,152 @@
+"""What is timed: suites are lists of cases, and a case is a call of a variant worth knowing."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from attn_ext.variants.cases import AttentionCase, VarlenCase
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@dataclass(frozen=True)
+class BenchCase:
+    """One call of a variant, in each of some dtypes.
+
+    A `cold` case is timed with K and V out of the caches, as a decoding model finds them.
+    """
+
+    case: AttentionCase
+    dtypes: tuple[torch.dtype, ...] = (FP32, BF16)
+    variant: str = "attention"
+    cold: bool = False
+
+    @property
+    def name(self) -> str:
+        """Shapes, then the options that are not the default."""
+        c = self.case
+        if isinstance(c, VarlenCase):
+            n, lengths = len(c.q_lengths), sorted({*c.q_lengths})
+            words = [f"{n} x S{'..'.join(map(str, lengths[:: max(1, len(lengths) - 1)]))}"]
+            words.append(_pair("H", c.hq, c.hkv))
+        else:
+            words = [f"B{c.b}", _pair("H", c.hq, c.hkv), _pair("S", c.sq, c.sk)]
+        words.append(_pair("D", c.d, c.dv))
+        words += ["causal"] * c.causal
+        words += ["window {}:{}".format(*c.window)] * (c.window != (-1, -1))
+        words += [f"soft-cap {c.softcap:g}"] * (c.softcap > 0) + ["alibi"] * c.alibi
+        words += ["sinks"] * c.sinks + [f"{c.mask} mask"] * bool(c.mask)
+        return " ".join(words)
+
+
+def _pair(letter: str, a: int, b: int) -> str:
+    return f"{letter}{a}" if a == b else f"{letter}{a}:{b}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases that are run together, the rounds of each, and seconds after which they end early."""
+
+    summary: str
+    cases: tuple[BenchCase, ...]
+    rounds: int = 20
+    seconds: float = math.inf
+
+
+def _square(s: int, d: int, dtypes: tuple[torch.dtype, ...] = (FP32, BF16), **options) -> BenchCase:
+    """Self attention of 8 heads."""
+    options = {"dv": d, "hkv": 8} | options
+    return BenchCase(AttentionCase(b=1, hq=8, sq=s, sk=s, d=d, **options), dtypes)
+
+
+def _decode(
+    s: int, hkv: int, dtypes: tuple[torch.dtype, ...] = (FP32, BF16), b: int = 1
+) -> BenchCase:
+    """One new token of 32 heads of 128 against s cached keys."""
+    shape = AttentionCase(b=b, hq=32, hkv=hkv, sq=1, sk=s, d=128, dv=128)
+    return BenchCase(shape, dtypes, cold=True)
+
+
+def _small(s: int) -> BenchCase:
+    return BenchCase(AttentionCase(b=1, hq=1, hkv=1, sq=s, sk=s), (FP32,))
+
+
+def _packed(lengths: tuple[int, ...]) -> BenchCase:
+    shape = VarlenCase(hq=8, hkv=8, q_lengths=lengths, k_lengths=lengths, causal=True)
+    return BenchCase(shape, variant="varlen_attention")
+
+
+_RAGGED = (1024, 64, 333, 700, 17, 512)
+_ALL = (FP32, BF16, FP16)
+
+SUITES: dict[str, Suite] = {
+    "quick": Suite(
+        "one case of each kind, in less than a minute",
+        (
+            *(_square(1024, d) for d in (64, 128)),
+            _square(1024, 64, causal=True),
+            _square(2048, 64, (FP32,), window=(128, 0)),
+            _square(512, 64, (FP32,), softcap=30.0),
+            _decode(2048, 8),
+            _small(16),
+            _packed((512, 64, 333, 17)),
+        ),
+        rounds=10,
+        seconds=2.5,
+    ),
+    "forward": Suite(
+        "the dense forward over lengths, head dimensions and types",
+        tuple(
+            _square(s, d, _ALL, causal=causal)
+            for s in (512, 1024, 2048)
+            for d in (64, 128)
+            for causal in (False, True)
+        ),
+    ),
+    "speed-table": Suite(
+        "the forward rows of the project's goals",
+        (
+            *(_square(2048, d, _ALL) for d in (64, 128)),
+            *(_square(2048, d, causal=True) for d in (64, 128)),
+            _square(2048, 128, (FP32,), dv=64),
+            _square(2048, 64, (FP32,), softcap=30.0),
+            _square(8192, 64, (FP32,), window=(256, 0)),
+            _decode(8192, 8),
+            *(_small(s) for s in (1, 16, 64)),
+        ),
+    ),
+    "decode-shapes": Suite(
+        "one query against a long cache: multi-head, grouped-query and multi-query",
+        tuple(
+            _decode(s, hkv, b=b) for b in (1, 4) for s in (512, 2048, 8192) for hkv in (32, 8, 1)
+        ),
+    ),
+    "options": Suite(
+        "masks, biases, windows and the other options of one dense shape",
+        (
+            *(_square(1024, 64, mask=m) for m in ("bool", "key_padding", "bias")),
+            _square(1024, 64, alibi=True),
+            _square(1024, 64, window=(64, 64)),
+            _square(1024, 64, softcap=30.0),
+            _square(1024, 64, sinks=True),
+            _square(1024, 64, hkv=2),
+            _square(1024, 64, layout="bshd"),
+        ),
+    ),
+    "varlen": Suite(
+        "packed sequences, against one torch call per sequence",
+        (_packed(_RAGGED), _packed((512,) * 4), _packed((32,) * 64)),
+    ),
+    "small-calls": Suite(
+        "the overhead of a call: one head, few tokens",
+        tuple(_small(s) for s in (1, 2, 4, 8, 16, 32, 64)),
+    ),
+}
+
+# Other questions than time, with their own tables.
+ACCURACY = tuple(_square(1024, d, _ALL) for d in (64, 128))
+MEMORY = tuple(
+    BenchCase(AttentionCase(b=1, hq=1, hkv=1, sq=16384, sk=16384, causal=causal))
+    for causal in (False, True)
+)

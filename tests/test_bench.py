@@ -1,0 +1,251 @@
+"""The benchmark: statistics, the gate (a wrong result is never timed), peers and outputs."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+from click.testing import CliRunner
+
+from attn_ext.cli import bench_module, main
+from attn_ext.testing import backends
+from attn_ext.variants import VARIANTS
+from attn_ext.variants.attention import reference
+from attn_ext.variants.cases import AttentionCase, VarlenCase
+from attn_ext.variants.record import Cost
+
+ceilings, correctness, measure, memory = map(
+    bench_module, ("ceilings", "correctness", "measure", "memory")
+)
+peers, run, suites = map(bench_module, ("peers", "run", "suites"))
+
+SMALL = AttentionCase(b=1, hq=2, hkv=2, sq=33, sk=33, d=16, dv=16)
+TINY = suites.Suite(
+    "two small calls",
+    (
+        suites.BenchCase(SMALL, (torch.float32,)),
+        suites.BenchCase(
+            VarlenCase(q_lengths=(9, 5), k_lengths=(9, 5)), (torch.bfloat16,), "varlen_attention"
+        ),
+    ),
+    rounds=4,
+)
+
+
+@pytest.fixture
+def cpu_backend():
+    return next(b for n, b in backends().items() if n.startswith("cpu-"))
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(suites.SUITES, "quick", TINY)
+    monkeypatch.setitem(ceilings.GEMM_SIZES, "cpu", (32,))
+    monkeypatch.setitem(ceilings.READ_BYTES, "cpu", 1 << 20)
+
+
+@pytest.fixture
+def wrong_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args, **kwargs):
+        o, lse = reference(*args, **kwargs | {"return_lse": True})
+        return (o * 1.01, lse) if kwargs.get("return_lse") else o * 1.01
+
+    monkeypatch.setitem(VARIANTS, "attention", replace(VARIANTS["attention"], fn=wrong))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 20])
+def test_quartiles_are_numpys(n: int):
+    values = numpy.random.default_rng(n).random(n).tolist()
+    expected = numpy.percentile(values, [25, 50, 75])
+    assert measure.quartiles(values) == pytest.approx(expected.tolist())
+
+
+def test_ratios_pair_the_rounds():
+    assert measure.ratios([2.0, 6.0], [1.0, 2.0, 3.0]) == [2.0, 3.0]
+
+
+def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "flush", lambda device: order.append("flush"))
+    order: list[str] = []
+    calls = {n: lambda n=n: order.append(n) for n in "abc"}
+    seconds = measure.interleave(calls, 4, cold=True, at_most={"c": 2})
+    warm_up, rounds = order[:6], order[6:]
+    assert sorted(warm_up) == list("aabbcc")
+    assert rounds[::2] == ["flush"] * 10
+    assert rounds[1::2] == list("abcabcabab")
+    assert {n: len(s) for n, s in seconds.items()} == {"a": 4, "b": 4, "c": 2}
+
+
+def test_time_limit_leaves_enough_rounds_for_quartiles():
+    seconds = measure.interleave({"a": lambda: None}, 50, limit=0.0)
+    assert len(seconds["a"]) == measure.MIN_ROUNDS
+
+
+def test_roofline_is_the_longer_of_computing_and_reading():
+    c = ceilings.Ceilings("cpu", 1, {"float32": 100.0}, read=10.0)
+    assert c.seconds(Cost(flops=1000.0, bytes=10.0), torch.float32) == 10.0
+    assert c.seconds(Cost(flops=100.0, bytes=50.0), torch.float32) == 5.0
+    assert c.memory_bound(Cost(flops=100.0, bytes=50.0), torch.float32)
+
+
+def test_names_tell_a_suites_cases_apart():
+    for suite in suites.SUITES.values():
+        names = [case.name for case in suite.cases]
+        assert names and len(set(names)) == len(names)
+        assert {case.variant for case in suite.cases} <= set(VARIANTS)
+
+
+PEER_CASES = [
+    SMALL,
+    replace(SMALL, causal=True),
+    replace(SMALL, sk=50, causal=True, align="bottom_right"),
+    replace(SMALL, sk=50, causal=True, alibi=True),
+    replace(SMALL, window=(5, 2), mask="bias"),
+    replace(SMALL, causal=True, mask="key_padding"),
+    replace(SMALL, hq=8, hkv=2, sq=1, scale=0.3),
+    replace(SMALL, mask="infinite_bias", alibi=True),
+]
+
+
+@pytest.mark.parametrize("case", PEER_CASES, ids=lambda c: c.name)
+def test_peers_compute_the_same(case: AttentionCase):
+    x = case.inputs(torch.float64)
+    found = peers.peers(x)
+    expected = reference(**x)
+    assert "torch" in found and ("torch packed" in found) == (case.hq != case.hkv)
+    for call in found.values():
+        torch.testing.assert_close(call(), expected)
+
+
+def test_peers_of_packed_sequences_compute_the_same():
+    case = VarlenCase(q_lengths=(7, 20), k_lengths=(9, 31), causal=True)
+    x = case.inputs(torch.float64)
+    found = peers.peers(x)
+    torch.testing.assert_close(found["torch"](), VARIANTS["varlen_attention"].reference(**x))
+
+
+@pytest.mark.parametrize("option", [{"softcap": 2.0}, {"sinks": True}])
+def test_torch_is_no_peer_where_it_lacks_the_option(option: dict):
+    assert peers.peers(replace(SMALL, **option).inputs(torch.float32)) == {}
+
+
+SAMPLED_CASES = [
+    SMALL,
+    replace(SMALL, causal=True),
+    replace(SMALL, sk=50, causal=True, align="bottom_right"),
+    replace(SMALL, window=(5, 2)),
+    replace(SMALL, mask="bool"),
+    replace(SMALL, mask="key_padding", causal=True),
+    replace(SMALL, mask="bias", causal=True),
+]
+
+
+@pytest.mark.parametrize("case", SAMPLED_CASES, ids=lambda c: c.name)
+def test_large_calls_are_checked_on_some_rows(case, cpu_backend, monkeypatch):
+    monkeypatch.setattr(correctness, "MAX_REFERENCE_SCORES", 2 * 10 * case.sk)
+    verdict = correctness.verify(VARIANTS["attention"], case, torch.float32, cpu_backend)
+    assert verdict.ok, verdict.message
+    assert verdict.rows == 10
+
+
+@pytest.mark.usefixtures("wrong_attention")
+@pytest.mark.parametrize("scores", [1 << 24, 200])
+def test_wrong_results_are_refused(scores: int, cpu_backend, monkeypatch):
+    monkeypatch.setattr(correctness, "MAX_REFERENCE_SCORES", scores)
+    verdict = correctness.verify(VARIANTS["attention"], SMALL, torch.float32, cpu_backend)
+    assert not verdict.ok and "AssertionError: o:" in verdict.message
+
+
+def test_other_results_of_torch_are_refused(cpu_backend, monkeypatch):
+    monkeypatch.setattr(peers, "sdpa", lambda inputs: lambda: inputs["value"])
+    verdict = correctness.verify(VARIANTS["attention"], SMALL, torch.float32, cpu_backend)
+    assert "torch computes something else" in verdict.message
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_prints_and_writes_every_timing(tmp_path):
+    result = CliRunner().invoke(main, ["bench", "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    assert "B1 H2 S33 D16" in result.output and "2 x S5..9" in result.output
+    assert "fewer than the 20 that a claim needs" in result.output
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert set(written) == {"machine", "suite", "rounds", "ceilings", "results"}
+    assert {"cpu", "cores", "gpu", "torch", "commit"} <= set(written["machine"])
+    assert written["ceilings"][0]["read"] > 0 and written["ceilings"][0]["gemm"]["float32"] > 0
+    dense, packed = written["results"]
+    assert dense["ok"] and dense["max_error"] <= dense["error_bound"]
+    assert dense["threads"] == 1 and dense["checked_rows"] == "all" and dense["flops"] > 0
+    for contender, rounds in {"attn_ext": 4, "torch": 4, "reference": 3}.items():
+        assert len(dense["seconds"][contender]) == rounds
+        assert all(s > 0 and math.isfinite(s) for s in dense["seconds"][contender])
+    for quarters in (dense["ratios"]["torch"], packed["ratios"]["reference"]):
+        assert 0 < quarters["q1"] <= quarters["median"] <= quarters["q3"]
+
+
+@pytest.mark.usefixtures("tiny", "wrong_attention")
+def test_bench_does_not_time_wrong_cases(tmp_path):
+    result = CliRunner().invoke(main, ["bench", "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 1
+    assert "WRONG" in result.output and "not timed B1 H2 S33 D16 float32" in result.output
+    dense, packed = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert not dense["ok"] and dense["seconds"] == {} and "AssertionError" in dense["message"]
+    assert packed["ok"] and packed["seconds"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_plot_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "ratios.png"
+    args = ["bench", "attention", "--rounds", "3", "--plot", str(path)]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    assert "varlen" not in result.output
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    from matplotlib.image import imread
+
+    picture = imread(path)
+    assert picture.shape[1] > 1000 and picture.std() > 0
+
+
+@pytest.mark.usefixtures("tiny")
+def test_threads_and_targets_are_grouped():
+    args = ["bench", "attention", "--rounds", "3", "--target", "scalar"]
+    result = CliRunner().invoke(main, [*args, "--threads", "1", "--threads", "2"])
+    assert result.exit_code == 0, result.output
+    titles = [line.strip() for line in result.output.splitlines()]
+    assert "scalar, 1 thread" in titles and "scalar, 2 threads" in titles
+
+
+def test_accuracy_compares_with_torch(monkeypatch):
+    case = suites.BenchCase(SMALL, (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(bench_module("__main__"), "ACCURACY", (case,))
+    result = CliRunner().invoke(main, ["bench", "--suite", "accuracy"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("B1 H2 S33 D16") == 2 and "e-07" in result.output
+
+
+def test_peak_memory_counts_what_a_call_takes(cpu_backend):
+    case = suites.BenchCase(AttentionCase(b=1, hq=1, hkv=1, sq=2048, sk=2048))
+    place = run.Place(cpu_backend, 1)
+    measured = memory.measure_memory(case, torch.float32, place)
+    scores_bytes = 4 * 2048**2
+    assert set(measured.extra) == {"attn_ext", "torch"}
+    assert 0 <= measured.extra["attn_ext"] < scores_bytes / 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nonesuch"], "no variant nonesuch; there are attention, varlen_attention"),
+        (["varlen_attention", "--suite", "forward"], "suite forward has no case of"),
+        (["--target", "vax"], "expected one of .*scalar.*; got vax"),
+        (["--suite", "memory", "--plot", "x.png"], "--plot draws ratios"),
+    ],
+)
+def test_bench_says_what_it_cannot_do(args: list[str], message: str):
+    result = CliRunner().invoke(main, ["bench", *args])
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.output.split()))
