@@ -1,9 +1,11 @@
 """Shared by every suite: which backends there are, and how cases become test ids."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT.parent / "shared" / "tools"
@@ -13,6 +15,9 @@ if TOOLS.is_dir():
 from attn_ext import VARIANTS  # noqa: E402
 from attn_ext.testing import Backend, backend, backends  # noqa: E402
 from attn_ext.testing.simt import build_library  # noqa: E402
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers are the parallelism
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
