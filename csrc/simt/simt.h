@@ -2,6 +2,7 @@
 // simt_gpu.h (nvcc: PTX) and simt_host.h (g++: the emulator of this folder).
 //
 //   threadIdx blockIdx blockDim gridDim   __global__ __device__ __launch_bounds__ __forceinline__ __grid_constant__
+//   opaque(x)                             x, unrecognizably: what follows from it is computed again
 //   sync()  sync_warp()                   barriers of the block, of the warp
 //   sync_or(p)                            barrier of the block that returns whether p holds in any thread
 //   shfl(x, lane)  shfl_xor(x, mask)      float, int, uint32_t; all 32 lanes take part
