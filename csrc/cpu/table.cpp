@@ -1,0 +1,24 @@
+// One row of the function table: what this instruction set offers.
+#include "csrc/core/kernels.h"
+#include "csrc/core/target.h"
+#include "csrc/cpu/attention_fwd.h"
+
+#define ATX_NAME_OF(target) #target
+#define ATX_TARGET_NAME(target) ATX_NAME_OF(target)
+
+namespace atx::ATX_TARGET {
+
+constexpr KernelInfo CATALOGUE[] = {
+    {"attention_fwd", "f64 f32 f16 bf16", "Full Window General", 576, BLOCK_ROWS, BLOCK_KV, 1, 0}};
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    .target = ATX_TARGET_NAME(ATX_TARGET),
+    .dtypes = bit(DType::f64) | bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
+    .max_head_dim = 576,
+    .attention_fwd = attention_fwd,
+    .catalogue = CATALOGUE,
+    .catalogue_size = sizeof CATALOGUE / sizeof CATALOGUE[0],
+};
+
+}  // namespace atx::ATX_TARGET
