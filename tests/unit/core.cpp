@@ -3,11 +3,11 @@
 #include <cstdint>
 #include <cstring>
 #define ATX_TARGET test
+#include <type_traits>
+
 #include "csrc/core/lanes.h"
 #include "csrc/core/numeric.h"
 #include "csrc/core/score.h"
-
-#include <type_traits>
 
 namespace {
 using namespace atx;
@@ -15,7 +15,8 @@ using namespace atx::test;
 using Lane = OneLane<double>;
 
 template <class Score>
-void materialize(const AttentionParams& p, int b, int h, const double* raw, uint8_t* keep, double* logit) {
+void materialize(const AttentionParams& p, int b, int h, const double* raw, uint8_t* keep,
+                 double* logit) {
   const Score score(p, sequence(p, b), b, h);
   for (int i = 0; i < p.Sq; ++i)
     for (int j = 0; j < p.Sk; ++j) {
@@ -25,7 +26,8 @@ void materialize(const AttentionParams& p, int b, int h, const double* raw, uint
     }
 }
 
-// Keeps outside the range, then tiles called full that are not: 0 if the policy tells the truth about every tile.
+// Keeps outside the range, then tiles called full that are not: 0 if the policy tells the truth
+// about every tile.
 template <class Score>
 int untruths(const AttentionParams& p, int b, int h) {
   const Score score(p, sequence(p, b), b, h);
@@ -70,23 +72,29 @@ AttentionParams params(int sq, int sk, int left, int right, int bottom_right) {
 }  // namespace
 
 extern "C" {
-void core_materialize(int policy, int sq, int sk, int left, int right, int bottom_right, double softcap, double slope,
-                      const void* mask, int mask_dtype, const double* raw, uint8_t* keep, double* logit) {
+void core_materialize(int policy, int sq, int sk, int left, int right, int bottom_right,
+                      double softcap, double slope, const void* mask, int mask_dtype,
+                      const double* raw, uint8_t* keep, double* logit) {
   AttentionParams p = params(sq, sk, left, right, bottom_right);
   p.scale = 0.5;
   p.softcap = softcap;
   if (slope != 0) p.alibi_slopes = {&slope, 0, 0};
   if (mask) p.mask = {mask, DType(mask_dtype), 0, 0, sk, 1};
-  by_policy(policy, [&](auto* s) { materialize<std::remove_pointer_t<decltype(s)>>(p, 0, 0, raw, keep, logit); });
+  by_policy(policy, [&](auto* s) {
+    materialize<std::remove_pointer_t<decltype(s)>>(p, 0, 0, raw, keep, logit);
+  });
 }
 int core_untruths(int policy, int sq, int sk, int left, int right, int bottom_right) {
   const AttentionParams p = params(sq, sk, left, right, bottom_right);
-  return by_policy(policy, [&](auto* s) { return untruths<std::remove_pointer_t<decltype(s)>>(p, 0, 0); });
+  return by_policy(policy,
+                   [&](auto* s) { return untruths<std::remove_pointer_t<decltype(s)>>(p, 0, 0); });
 }
 void core_to_float(int is_bf16, int64_t n, const uint16_t* bits, float* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = is_bf16 ? to_float(bf16{bits[i]}) : to_float(f16{bits[i]});
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = is_bf16 ? to_float(bf16{bits[i]}) : to_float(f16{bits[i]});
 }
 void core_from_float(int is_bf16, int64_t n, const float* x, uint16_t* bits) {
-  for (int64_t i = 0; i < n; ++i) bits[i] = is_bf16 ? from_float<bf16>(x[i]).bits : from_float<f16>(x[i]).bits;
+  for (int64_t i = 0; i < n; ++i)
+    bits[i] = is_bf16 ? from_float<bf16>(x[i]).bits : from_float<f16>(x[i]).bits;
 }
 }
