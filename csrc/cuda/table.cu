@@ -1,0 +1,90 @@
+// This target's row of the spine: dtype and policy to the instance that was compiled for them, and
+// the catalogue.
+#include "csrc/core/kernels.h"
+#include "csrc/core/score.h"
+#include "csrc/cuda/heuristics.h"
+
+namespace atx::ATX_TARGET {
+
+// instances/
+template <class T, class Score>
+Status launch_attention_fwd(const AttentionParams&, const Exec&);
+template <class Score>
+Status launch_attention_fwd_f32(const AttentionParams&, const Exec&);
+
+namespace {
+
+template <class Score>
+Status attention_fwd_with(const AttentionParams& p, const Exec& exec) {
+  switch (p.dtype) {
+    case DType::f32:
+      return launch_attention_fwd_f32<Score>(p, exec);
+    case DType::f16:
+      return launch_attention_fwd<f16, Score>(p, exec);
+    case DType::bf16:
+      return launch_attention_fwd<bf16, Score>(p, exec);
+    default:
+      return "dtype without a kernel on this target";
+  }
+}
+
+Status attention_fwd(const AttentionParams& p, const Exec& exec) {
+  switch (score_id(p)) {
+    case ScoreId::Full:
+      return attention_fwd_with<Full<float>>(p, exec);
+    case ScoreId::Window:
+      return attention_fwd_with<Window<float>>(p, exec);
+    default:
+      return attention_fwd_with<General<float>>(p, exec);
+  }
+}
+
+constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYPES = 3,
+              NUM_SCORES = 3;
+
+struct Catalogue {
+  static constexpr int SIZE = NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS;
+  KernelInfo entries[SIZE];
+  int size = 0;
+
+  template <class Tile>
+  constexpr void add(const char* dtype, const char* score) {
+    entries[size++] = {"attention_fwd", dtype,          score,         Tile::D,
+                       Tile::BLOCK_Q,   Tile::BLOCK_KV, Tile::THREADS, Tile::SHARED_BYTES};
+  }
+  template <bool LINEAR>
+  constexpr void add_score(const char* score) {
+    for (const int dim : HEAD_DIMS) {
+      with_head_dim(dim, [&]<int D>(HeadDim<D>) {
+        add<F32Tile<D>>("float32", score);
+        add<FwdTile<bf16, D, LINEAR>>("bfloat16", score);
+        add<FwdTile<f16, D, LINEAR>>("float16", score);
+      });
+    }
+  }
+  constexpr Catalogue() : entries() {
+    add_score<Full<float>::LINEAR>("full");
+    add_score<Window<float>::LINEAR>("window");
+    add_score<General<float>::LINEAR>("general");
+  }
+};
+
+constexpr Catalogue catalogue;
+static_assert(catalogue.size == Catalogue::SIZE);
+
+}  // namespace
+
+#define ATX_NAME_(x) #x
+#define ATX_NAME(x) ATX_NAME_(x)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    .target = ATX_NAME(ATX_TARGET),
+    .dtypes = bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
+    .max_head_dim = 256,
+    .attention_fwd = attention_fwd,
+    .catalogue = catalogue.entries,
+    .catalogue_size = Catalogue::SIZE,
+};
+
+}  // namespace atx::ATX_TARGET
