@@ -7,6 +7,8 @@ architecture, else "8.0 9.0a".
 
 import os
 import platform
+import re
+import subprocess
 from pathlib import Path
 
 import torch
@@ -79,6 +81,14 @@ def cuda_macros() -> list[tuple[str, str | None]]:
     ]
 
 
+def cuda_library_folders() -> list[str]:
+    """Ask nvcc where its runtime is: CUDA_HOME is a guess where nvcc is a wrapper or a link."""
+    nvcc = os.path.join(CUDA_HOME, "bin", "nvcc")
+    dry_run = [nvcc, "-dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+    plan = subprocess.run(dry_run, capture_output=True, text=True, check=True).stderr
+    return re.findall(r'"-L([^"]+)"', next(x for x in plan.splitlines() if "LIBRARIES=" in x))
+
+
 with_cuda = wants_cuda()
 if with_cuda and not torch.cuda.is_available():
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0 9.0a")
@@ -91,6 +101,7 @@ extension = (CUDAExtension if with_cuda else CppExtension)(
     + (gpu_sources() if with_cuda else []),
     include_dirs=[str(ROOT), __import__("pybind11").get_include()],
     define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)] + (cuda_macros() if with_cuda else []),
+    library_dirs=cuda_library_folders() if with_cuda else [],
     extra_compile_args={
         "cxx": [*flags, "-fvisibility=hidden"],
         "nvcc": ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas=-v", "-lineinfo"],
