@@ -22,8 +22,9 @@ class Panels {
   using L = Lanes<A>;
   using Float = typename L::Float;
   static constexpr int PANEL = PANEL_VECS * L::COUNT;
-  static constexpr int SUM_RUN =
-      32;  // gemm.h; in f64 no one sees it, and 16-bit inputs are rounded much coarser
+  // Products summed before they join the rest (gemm.h). Only f32 shows it: in f64 no one sees it,
+  // and 16-bit inputs are rounded much coarser.
+  static constexpr int SUM_RUN = 32;
 
  public:
   // Arrays for tasks of up to `rows` rows.
