@@ -11,6 +11,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pybind11
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -99,7 +100,7 @@ extension = (CUDAExtension if with_cuda else CppExtension)(
     [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/ops").glob("*.cpp"))]
     + cpu_sources()
     + (gpu_sources() if with_cuda else []),
-    include_dirs=[str(ROOT), __import__("pybind11").get_include()],
+    include_dirs=[str(ROOT), pybind11.get_include()],
     define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)] + (cuda_macros() if with_cuda else []),
     library_dirs=cuda_library_folders() if with_cuda else [],
     extra_compile_args={

@@ -22,7 +22,6 @@ class Backend:
     context: Callable[[], AbstractContextManager[None]]
     device: str = "cpu"
     dtypes: tuple[torch.dtype, ...] = (torch.float64, *CUDA_DTYPES)
-    max_head_dim: int = 576
 
 
 @contextlib.contextmanager
@@ -40,21 +39,18 @@ def cpu_target(name: str) -> Iterator[None]:
         _C.use_cpu(before)
 
 
-_GPU_KERNELS = {"dtypes": CUDA_DTYPES, "max_head_dim": 256}
-
-
 def backends() -> dict[str, Backend]:
     """Return this machine's backends by name: cpu-<target>, simt, and what else can run."""
     found = [
-        Backend(f"cpu-{t}", lambda t=t: cpu_target(t), max_head_dim=row["max_head_dim"])
-        for t, row in _C.targets().items()
+        Backend(f"cpu-{t}", lambda t=t: cpu_target(t))
+        for t in _C.targets()
         if t not in ("gpu", "simt")
     ]
-    found.append(Backend("simt", simt, **_GPU_KERNELS))
+    found.append(Backend("simt", simt, dtypes=CUDA_DTYPES))
     if ptx_available() is None:
-        found.append(Backend("ptx", ptx, **_GPU_KERNELS))
+        found.append(Backend("ptx", ptx, dtypes=CUDA_DTYPES))
     if _C.built_with_cuda() and torch.cuda.is_available():
-        found.append(Backend("cuda", contextlib.nullcontext, device="cuda", **_GPU_KERNELS))
+        found.append(Backend("cuda", contextlib.nullcontext, device="cuda", dtypes=CUDA_DTYPES))
     return {b.name: b for b in found}
 
 
@@ -81,7 +77,7 @@ def backend(name: str) -> Backend:
                 raise ValueError(
                     f"backend: expected a build, a schedule or a seed; got {setting!r}"
                 )
-        return Backend(name, lambda: simt(**options), **_GPU_KERNELS)
+        return Backend(name, lambda: simt(**options), dtypes=CUDA_DTYPES)
     found = backends()
     if name not in found:
         raise ValueError(f"backend: expected one of {', '.join(found)}; got {name!r}")

@@ -27,7 +27,6 @@ class Reasons {
     if (!ok) all_.push_back({kind, std::string(op_) + ": " + message()});
     return ok;
   }
-  bool empty() const { return all_.empty(); }
   std::string joined() const {
     std::string text;
     for (const Reason& r : all_) text += (text.empty() ? "" : "\n") + r.message;
