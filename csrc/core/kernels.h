@@ -38,6 +38,7 @@ struct Kernels {
   unsigned dtypes;   // bit 1 << int(DType) for each supported dtype
   int max_head_dim;  // of q, k and of v
   Status (*attention_fwd)(const AttentionParams&, const Exec&);
+  Status (*attention_bwd)(const AttentionBwdParams&, const Exec&);
   const KernelInfo* catalogue;
   int catalogue_size;
 };

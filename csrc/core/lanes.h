@@ -24,9 +24,19 @@ struct OneLane {
   using Float = Accumulate;
   using Bool = Bit;
   using Position = int;
+  using Word = uint32_t;
 
+  ATX_HD static Float all(Float x) { return x; }
   ATX_HD static Position positions(int j) { return j; }
   ATX_HD static Bool less(Position a, int b) { return {a < b}; }
+  // The halves of a 32 x 32-bit product.
+  ATX_HD static void multiply_words(Word a, uint32_t m, Word* high, Word* low) {
+    const uint64_t product = uint64_t(a) * m;
+    *high = uint32_t(product >> 32), *low = uint32_t(product);
+  }
+  ATX_HD static Float keep_or_zero(Word w, uint32_t from, Float kept) {
+    return w >= from ? kept : Float(0);
+  }
   ATX_HD static Float tanh(Float x) { return ::tanh(x); }
   ATX_HD static Float distance(int i, int j) { return Float(i < j ? j - i : i - j); }
   // −inf masks even a nan score: what is masked out must not leak.

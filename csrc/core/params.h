@@ -53,9 +53,37 @@ struct AttentionParams {
 
   double scale;    // multiplies q·k
   double softcap;  // score = softcap * tanh(score / softcap); 0: off
+  double dropout;  // share of the weights that become 0 (dropout.h), after the softmax; 0: none
+  const int64_t* seed;              // [1], on the target's device; unused without dropout
+  int64_t first_batch, batch_step;  // dropout knows batch entry b as first_batch + b * batch_step
   int window_left,
       window_right;   // keys kept around the diagonal, inclusive; NO_WINDOW: all. Causal: right = 0
   bool bottom_right;  // the diagonal ends at (Sq - 1, Sk - 1) instead of starting at (0, 0)
+};
+
+// The gradients of attention, from those of o and of lse. With P the weights, M the dropout's
+// factors (0 or 1 / (1 - dropout); 1 without), Y the logits and X = scale q kᵀ:
+//   dP = M ∘ (dO Vᵀ),  delta = rowsum(dO ∘ O) - dlse,  dY = P ∘ (dP - delta),  dX = dY ∘ dY/dX
+//   dV = (M ∘ P)ᵀ dO,  dQ = scale dX K,  dK = scale dXᵀ Q
+//   dmask = dY, dalibi_h = -Σ dY_ij |i + Sk - Sq - j|, dsink_h = -Σ_i exp(sink_h - lse_i) delta_i
+// A null output is not wanted. A row with lse = -inf contributes nothing, whatever q and d_o hold
+// there. Nothing of a key that a row does not attend to reaches a gradient of that row.
+struct AttentionBwdParams {
+  AttentionParams fwd;  // o and lse are inputs here; dense has one batch dimension
+
+  const void* d_o;    // [B, Hq, Sq, Dv]
+  const void* d_lse;  // [B, Hq, Sq], strides of lse; null: zero
+  void* d_q;          // [B, Hq, Sq, D]
+  void* d_k;          // [B, Hkv, Sk, D]
+  void* d_v;          // [B, Hkv, Sk, Dv]
+  Strides d_o_stride, d_q_stride, d_k_stride, d_v_stride;
+
+  void* d_mask;  // in the mask's type; a stride of 0: summed over that dimension
+  int64_t d_mask_batch, d_mask_head, d_mask_row, d_mask_col;
+  void *d_alibi, *d_sinks;  // [B, Hq], contiguous, in the accumulation type
+
+  // Workspace, [B, Hq, Sq] with the strides of lse: delta, and the rows' shares of d_alibi.
+  void *delta, *d_alibi_rows;
 };
 
 constexpr int MAX_LENGTH = 1 << 30;  // longest Sq, Sk: row plus window bound stays in an int

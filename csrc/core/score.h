@@ -1,12 +1,12 @@
 // Score policies: what happens between q·k and the softmax, and which keys a query sees.
 // Built once per (batch, query head); the same code on every target. Positions: i query, j key.
 //
-//   kv_begin(i0, i1), kv_end(i0, i1)  range that holds every key kept by a query in [i0, i1)
-//   full(i0, i1, j0, j1)              true: every key of [j0, j1) is kept by every query of [i0,
-//   i1) keep<L>(i, j, n)                  which of the keys j ... j + L::COUNT - 1 query i attends
-//   to (n of them exist) score<L>(s, i, j, n)              the logit, in natural units, of the raw
-//   products s = q_i · k_j ... LINEAR                            score is scale * s: a kernel may
-//   fold the scale into its exponential
+// - kv_begin(i0, i1), kv_end(i0, i1): a range that holds every key kept by a query in [i0, i1)
+// - full(i0, i1, j0, j1): true if every query of [i0, i1) keeps every key of [j0, j1)
+// - keep<L>(i, j, n): which of the keys j ... j + L::COUNT - 1 query i attends to (n of them exist)
+// - score<L>(s, i, j, n): the logit, in natural units, of the raw products s = q_i · k_j ...
+// - derivative<L>(s): of that logit by s
+// - LINEAR: score is scale * s, so a kernel may fold the scale into its exponential
 //
 // A is the accumulation type, float or double. L is a vector of lanes of it (lanes.h; cpu/simd.h):
 // one key per call on a GPU, a SIMD register of keys on a CPU.
@@ -40,6 +40,10 @@ struct Full {
   template <class L>
   ATX_HD typename L::Float score(typename L::Float s, int, int, int) const {
     return s * scale;
+  }
+  template <class L>
+  ATX_HD typename L::Float derivative(typename L::Float) const {
+    return L::all(scale);
   }
 };
 
@@ -76,7 +80,7 @@ struct Window : Full<A> {
 };
 
 // A window with everything that changes a score: soft-cap, ALiBi, boolean or additive mask, in that
-// order.
+// order. Kernels with dropout (dropout.h), which acts on the weights, take this policy too.
 template <class A>
 struct General : Window<A> {
   using Full<A>::scale;
@@ -116,12 +120,19 @@ struct General : Window<A> {
     if (mask.data && mask.dtype != DType::boolean) x = L::add_bias(x, L::load_float(mask, i, j, n));
     return x;
   }
+  template <class L>
+  ATX_HD typename L::Float derivative(typename L::Float s) const {
+    if (softcap == 0) return L::all(scale);
+    const typename L::Float t = L::tanh(s * (scale * (1 / softcap)));
+    return (1 - t * t) * scale;
+  }
 };
 
 // The narrowest policy that says what the params say: the fewer hooks, the faster the kernel.
 enum class ScoreId { Full, Window, General };
 ATX_HD ScoreId score_id(const AttentionParams& p) {
-  if (p.softcap != 0 || p.alibi_slopes.data || p.mask.data) return ScoreId::General;
+  if (p.softcap != 0 || p.alibi_slopes.data || p.mask.data || p.dropout > 0)
+    return ScoreId::General;
   return p.window_left == NO_WINDOW && p.window_right == NO_WINDOW ? ScoreId::Full
                                                                    : ScoreId::Window;
 }

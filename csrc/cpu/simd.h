@@ -22,6 +22,7 @@ struct Number;
 template <>
 struct Number<float> {
   using Integer = int32_t;
+  using Word = uint32_t;
   static constexpr int FRACTION_BITS = 23, BIAS = 127;
   // (2^f - 1) / f on [-1/2, 1/2], minimax: 1 + f Q(f) has a relative error of 9.1e-8.
   static constexpr float EXP2[] = {0x1.62e430p-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f, 0x1.3cea88p-7f,
@@ -30,6 +31,7 @@ struct Number<float> {
 template <>
 struct Number<double> {
   using Integer = int64_t;
+  using Word = uint64_t;
   static constexpr int FRACTION_BITS = 52, BIAS = 1023;
   // The Taylor series, ln(2)^k / k!: the first term left out is below 2e-17.
   static constexpr double EXP2[] = {
@@ -44,6 +46,8 @@ struct Lanes {
   static constexpr int COUNT = ATX_VEC_BYTES / int(sizeof(A));
   typedef A Float __attribute__((vector_size(ATX_VEC_BYTES)));
   typedef typename Number<A>::Integer Integer __attribute__((vector_size(ATX_VEC_BYTES)));
+  // 32 random bits per lane (core/dropout.h), in the low half where a lane is wider.
+  typedef typename Number<A>::Word Word __attribute__((vector_size(ATX_VEC_BYTES)));
   typedef uint16_t Narrow
       __attribute__((vector_size(ATX_VEC_BYTES / 2)));  // the bits of COUNT 16-bit floats
   using Position = Integer;
@@ -182,6 +186,21 @@ struct Lanes {
     return x < 0 ? -t : t;
   }
 
+  static ATX_HD void multiply_words(Word a, uint32_t m, Word* high, Word* low) {
+    constexpr uint64_t LOW = 0xffffffff;
+    typedef uint64_t Wide __attribute__((vector_size(ATX_VEC_BYTES)));
+    const Wide even = multiply_low_halves((Wide)a, m);
+    if constexpr (sizeof(A) == 8) {
+      *high = even >> 32, *low = even & LOW;
+    } else {
+      const Wide odd = multiply_low_halves((Wide)a >> 32, m);
+      *high = (Word)(even >> 32 | (odd & ~LOW)), *low = (Word)((even & LOW) | odd << 32);
+    }
+  }
+  static ATX_HD Float keep_or_zero(Word w, uint32_t from, A kept) {
+    return w >= from ? all(kept) : all(0);
+  }
+
   static ATX_HD Position positions(int j) {
     Integer lane;
     for (int l = 0; l < COUNT; ++l) lane[l] = l;
@@ -242,6 +261,16 @@ struct Lanes {
     Float series = all(Number<A>::EXP2[TERMS - 1]);
     for (int k = TERMS - 2; k >= 0; --k) series = series * fraction + Number<A>::EXP2[k];
     return {(Float)((Integer)shifted << Number<A>::FRACTION_BITS), fraction, series};
+  }
+  template <class Wide>
+  static ATX_HD Wide multiply_low_halves(Wide a, uint32_t m) {
+#if ATX_VEC_BYTES == 64
+    return (Wide)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi32(int(m)));
+#elif ATX_VEC_BYTES == 32
+    return (Wide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi32(int(m)));
+#else
+    return (a & 0xffffffff) * m;
+#endif
   }
   template <class T>
   static ATX_HD Float load_strided(const T* p, int64_t step, int n) {
