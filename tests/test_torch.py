@@ -21,7 +21,7 @@ DENSE = [
 def op_args(x, left=-1, right=-1):
     return (
         x["query"], x["key"], x["value"], x.get("attn_mask"), x.get("alibi_slopes"), x.get("sinks"),
-        0.125, x.get("softcap", 0.0), left, right, False, True,
+        None, 0.0, 0.125, x.get("softcap", 0.0), left, right, False, True,
     )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_opcheck_attention(case, dtype):
 @pytest.mark.parametrize("lead", [(), (3,), (2, 1, 3)], ids=str)
 def test_opcheck_other_ranks(lead):
     q, k = torch.randn(*lead, 5, 8), torch.randn(*lead, 7, 8)
-    args = (q, k, k, None, None, None, 1.0, 0.0, -1, -1, False, False)
+    args = (q, k, k, None, None, None, None, 0.0, 1.0, 0.0, -1, -1, False, False)
     torch.library.opcheck(torch.ops.attn_ext.attention_fwd, args)
 
 
@@ -42,7 +42,7 @@ def test_opcheck_varlen():
     x = VarlenCase().inputs(torch.float32)
     args = (
         x["query"], x["key"], x["value"], x["cu_seqlens_q"], x["cu_seqlens_k"], None, None,
-        -1, -1, 0.125, 0.0, -1, 0, True,
+        None, 0.0, -1, -1, 0.125, 0.0, -1, 0, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.attn_ext.varlen_attention_fwd, args)
 

@@ -65,8 +65,9 @@ def attention_fwd(
     """Return o [..., Hq, Sq, Dv] and lse [..., Hq, Sq] of q, k and v [..., H, S, D]."""
     no_gradients("attention", q, k, v, attn_mask, alibi_slopes, sinks)
     return torch.ops.attn_ext.attention_fwd(
-        q, k, v, attn_mask, alibi_slopes, sinks, scale, softcap, *window, bottom_right, enable_gqa
-    )
+        q, k, v, attn_mask, alibi_slopes, sinks, None, 0.0, scale, softcap, *window, bottom_right,
+        enable_gqa,
+    )  # fmt: skip
 
 
 def varlen_attention_fwd(
@@ -88,7 +89,7 @@ def varlen_attention_fwd(
     """Return o [total_q, Hq, Dv] and lse [Hq, total_q] of packed sequences."""
     no_gradients("varlen_attention", q, k, v, alibi_slopes, sinks)
     return torch.ops.attn_ext.varlen_attention_fwd(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks,
+        q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, None, 0.0,
         max_seqlen_q, max_seqlen_k, scale, softcap, *window, bottom_right,
     )  # fmt: skip
 
@@ -108,7 +109,7 @@ def _check_devices(op, q, *others):
 
 @torch.library.register_fake("attn_ext::attention_fwd")
 def _attention_fwd_fake(
-    q, k, v, attn_mask, alibi_slopes, sinks, scale, softcap, left, right, br, gqa
+    q, k, v, attn_mask, alibi_slopes, sinks, seed, dropout, scale, softcap, left, right, br, gqa
 ):
     _check_devices("attention", q, k, v, attn_mask, alibi_slopes, sinks)
     rank = max(q.dim(), k.dim(), v.dim())
@@ -137,7 +138,7 @@ def _broadcast(*sizes):
 
 
 @torch.library.register_fake("attn_ext::varlen_attention_fwd")
-def _varlen_attention_fwd_fake(q, k, v, cu_q, cu_k, alibi_slopes, sinks, max_q, max_k, *options):
+def _varlen_attention_fwd_fake(q, k, v, cu_q, cu_k, alibi_slopes, sinks, *options):
     _check_devices("varlen_attention", q, k, v, cu_q, cu_k, alibi_slopes, sinks)
     total, heads = q.shape[0], q.shape[1]
     return q.new_empty([total, heads, v.shape[-1]]), q.new_empty(

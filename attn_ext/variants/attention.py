@@ -135,6 +135,8 @@ def why_not(
     return reasons + ops.compiled_reasons(
         torch.ops.attn_ext.attention_why_not,
         *tensors,
+        None,
+        0.0,
         1.0 if scale is None else scale,
         softcap,
         left,

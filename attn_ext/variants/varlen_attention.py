@@ -122,6 +122,8 @@ def why_not(
     return reasons + ops.compiled_reasons(
         torch.ops.attn_ext.varlen_attention_why_not,
         *tensors,
+        None,
+        0.0,
         -1 if max_seqlen_q is None else max_seqlen_q,
         -1 if max_seqlen_k is None else max_seqlen_k,
         1.0 if scale is None else scale,

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention_buffers.h"
 #include "attention_request.h"
 #include "targets.h"
 
@@ -99,59 +100,18 @@ class Call {
                   accumulate_bytes = p.dtype == DType::f64 ? 8 : 4;
     shift(p.q, Q, bytes), shift(p.k, K, bytes), shift(p.v, V, bytes), shift(p.o, O, bytes);
     shift(p.lse, LSE, accumulate_bytes);
+    p.batch_step = r_.batch.count ? r_.batch.stride[NUMBER][r_.batch.count - 1] : 0;
+    for (int d = 0; d + 1 < r_.batch.count; ++d)
+      p.first_batch += index[d] * r_.batch.stride[NUMBER][d];
     if (p.mask.data) shift(p.mask.data, MASK, int64_t(a_.mask->element_size()));
     if (p.alibi_slopes.data) shift(p.alibi_slopes.data, ALIBI, accumulate_bytes);
     if (p.sinks.data) shift(p.sinks.data, SINKS, accumulate_bytes);
-    const std::vector<Buffer> buffers = wants_buffers() ? buffers_of(p) : std::vector<Buffer>();
+    const std::vector<Buffer> buffers =
+        wants_buffers() ? forward_buffers(a_, r_, p, true) : std::vector<Buffer>();
     const Status failed =
         r_.kernels->attention_fwd(p, exec_for(a_.q.is_cuda(), a_.q.get_device_index(), buffers));
     if (failed)
       throw std::runtime_error(std::string("attention: the kernel launch failed: ") + failed);
-  }
-
-  // What the kernel may touch, for the targets that watch it.
-  std::vector<Buffer> buffers_of(const AttentionParams& p) const {
-    const int bytes = int(a_.q.element_size()), accumulate_bytes = p.dtype == DType::f64 ? 8 : 4;
-    const int64_t rows_q = r_.row[Q].size, rows_k = r_.row[K].size;
-    std::vector<Buffer> all;
-    auto tensor = [&](const char* name, const void* data, const Strides& s, int64_t heads,
-                      int64_t rows, int64_t width, bool writable) {
-      all.push_back(
-          {name, data, bytes, 4, {p.B, heads, rows, width}, {s.batch, s.head, s.row, 1}, writable});
-    };
-    tensor("q", p.q, p.q_stride, p.Hq, rows_q, p.D, false);
-    tensor("k", p.k, p.k_stride, p.Hkv, rows_k, p.D, false);
-    tensor("v", p.v, p.v_stride, p.Hkv, rows_k, p.Dv, false);
-    tensor("o", p.o, p.o_stride, p.Hq, rows_q, p.Dv, true);
-    all.push_back({"lse",
-                   p.lse,
-                   accumulate_bytes,
-                   3,
-                   {p.B, p.Hq, rows_q},
-                   {p.lse_batch, p.lse_head, 1},
-                   true});
-    if (p.mask.data)
-      all.push_back({"attn_mask",
-                     p.mask.data,
-                     int(a_.mask->element_size()),
-                     4,
-                     {p.B, p.Hq, p.Sq, p.Sk},
-                     {p.mask.batch, p.mask.head, p.mask.row, p.mask.col},
-                     false});
-    for (const auto& [name, per_head] :
-         {std::pair{"alibi_slopes", p.alibi_slopes}, {"sinks", p.sinks}})
-      if (per_head.data)
-        all.push_back({name,
-                       per_head.data,
-                       accumulate_bytes,
-                       2,
-                       {p.B, p.Hq},
-                       {per_head.batch, per_head.head},
-                       false});
-    for (const auto& [name, data] :
-         {std::pair{"cu_seqlens_q", p.cu_seqlens_q}, {"cu_seqlens_k", p.cu_seqlens_k}})
-      if (data) all.push_back({name, data, 4, 1, {p.B + 1}, {1}, false});
-    return all;
   }
 
   const Arguments& a_;
@@ -163,9 +123,9 @@ class Call {
 const OptionalTensor none;
 
 Arguments dense(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
-                const OptionalTensor& alibi_slopes, const OptionalTensor& sinks, double scale,
-                double softcap, int64_t window_left, int64_t window_right, bool bottom_right,
-                bool enable_gqa) {
+                const OptionalTensor& alibi_slopes, const OptionalTensor& sinks,
+                const OptionalTensor& seed, double dropout, double scale, double softcap,
+                int64_t window_left, int64_t window_right, bool bottom_right, bool enable_gqa) {
   return {.op = "attention",
           .q = q,
           .k = k,
@@ -173,6 +133,8 @@ Arguments dense(const Tensor& q, const Tensor& k, const Tensor& v, const Optiona
           .mask = mask,
           .alibi_slopes = alibi_slopes,
           .sinks = sinks,
+          .seed = seed,
+          .dropout = dropout,
           .scale = scale,
           .softcap = softcap,
           .window_left = window_left,
@@ -183,9 +145,9 @@ Arguments dense(const Tensor& q, const Tensor& k, const Tensor& v, const Optiona
 
 Arguments packed(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
                  const Tensor& cu_seqlens_k, const OptionalTensor& alibi_slopes,
-                 const OptionalTensor& sinks, int64_t max_seqlen_q, int64_t max_seqlen_k,
-                 double scale, double softcap, int64_t window_left, int64_t window_right,
-                 bool bottom_right) {
+                 const OptionalTensor& sinks, const OptionalTensor& seed, double dropout,
+                 int64_t max_seqlen_q, int64_t max_seqlen_k, double scale, double softcap,
+                 int64_t window_left, int64_t window_right, bool bottom_right) {
   return {.op = "varlen_attention",
           .q = q,
           .k = k,
@@ -193,10 +155,12 @@ Arguments packed(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
           .mask = none,
           .alibi_slopes = alibi_slopes,
           .sinks = sinks,
+          .seed = seed,
           .cu_seqlens_q = &cu_seqlens_q,
           .cu_seqlens_k = &cu_seqlens_k,
           .max_seqlen_q = max_seqlen_q,
           .max_seqlen_k = max_seqlen_k,
+          .dropout = dropout,
           .scale = scale,
           .softcap = softcap,
           .window_left = window_left,

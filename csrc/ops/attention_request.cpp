@@ -66,6 +66,7 @@ class Reader {
     on_device(a_.mask ? &*a_.mask : nullptr, "attn_mask");
     on_device(a_.alibi_slopes ? &*a_.alibi_slopes : nullptr, "alibi_slopes");
     on_device(a_.sinks ? &*a_.sinks : nullptr, "sinks");
+    on_device(a_.seed ? &*a_.seed : nullptr, "seed");
     on_device(a_.cu_seqlens_q, "cu_seqlens_q");
     on_device(a_.cu_seqlens_k, "cu_seqlens_k");
   }
@@ -98,6 +99,9 @@ class Reader {
       r_.head[i] = dim_from_end(*tensors[i], 3);
       r_.row[i] = dim_from_end(*tensors[i], 2);
     }
+    int64_t inner = 1;
+    for (int d = r_.batch.count - 1; d >= 0; inner *= r_.batch.size[d--])
+      r_.batch.stride[NUMBER][d] = inner;
     p_.B = 1;
     return true;
   }
@@ -125,6 +129,7 @@ class Reader {
     r_.rank = 3;
     r_.batch.count = 1;
     r_.batch.size[0] = a_.cu_seqlens_q->numel() - 1;
+    r_.batch.stride[NUMBER][0] = 1;
     p_.B = 1;
     return true;
   }
@@ -298,6 +303,18 @@ class Reader {
       return "expected a window_size of -1 (unlimited) or more on each side; got (" +
              std::to_string(a_.window_left) + ", " + std::to_string(a_.window_right) + ")";
     });
+    reasons_.check(a_.dropout >= 0 && a_.dropout <= 1, Kind::value, [&] {
+      return "expected a dropout probability of 0 to 1; got " + std::to_string(a_.dropout);
+    });
+    if (a_.dropout > 0 &&
+        reasons_.check(
+            a_.seed && a_.seed->numel() == 1 && a_.seed->scalar_type() == ScalarType::Long,
+            Kind::value, [&] {
+              return "expected, with dropout, an int64 seed of one element; got " +
+                     (a_.seed ? shape(*a_.seed) : std::string("none"));
+            }))
+      p_.seed = static_cast<const int64_t*>(a_.seed->const_data_ptr());
+    p_.dropout = a_.dropout;
     p_.scale = a_.scale;
     p_.softcap = a_.softcap;
     auto bound = [](int64_t w) { return int(w < 0 || w >= NO_WINDOW ? NO_WINDOW : w); };

@@ -16,17 +16,18 @@ using OptionalTensor = std::optional<Tensor>;
 struct Arguments {
   const char* op;  // for messages
   const Tensor &q, &k, &v;
-  const OptionalTensor &mask, &alibi_slopes, &sinks;
+  const OptionalTensor &mask, &alibi_slopes, &sinks, &seed;
   const Tensor *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr;
   int64_t max_seqlen_q = -1, max_seqlen_k = -1;
-  double scale, softcap;
+  double dropout, scale, softcap;
   int64_t window_left, window_right;
   bool bottom_right, enable_gqa;
 
   bool varlen() const { return cu_seqlens_q != nullptr; }
 };
 
-enum Operand { Q, K, V, MASK, ALIBI, SINKS, O, LSE, OPERANDS };
+// NUMBER is no tensor but the index of a batch entry in the call, by which dropout knows it.
+enum Operand { Q, K, V, MASK, ALIBI, SINKS, O, LSE, NUMBER, OPERANDS };
 
 // The arguments as a kernel sees them. The params hold options, lengths and the strides inside a
 // batch entry; pointers, batch strides and results come with the launch (attention.cpp).

@@ -3,22 +3,33 @@
 
 // q [..., Hq, Sq, D], k [..., Hkv, Sk, D], v [..., Hkv, Sk, Dv] -> o [..., Hq, Sq, Dv], lse [...,
 // Hq, Sq]. Varlen: q [total_q, Hq, D], k [total_k, Hkv, D], v [total_k, Hkv, Dv] -> o [total_q, Hq,
-// Dv], lse [Hq, total_q]. window -1: unlimited. Causal is window_right = 0. *_why_not: every reason
-// the call would fail, one per line.
-#define ATTENTION_ARGUMENTS                                                                       \
-  "(Tensor q, Tensor k, Tensor v, Tensor? attn_mask, Tensor? alibi_slopes, Tensor? sinks, float " \
-  "scale, "                                                                                       \
-  "float softcap, int window_left, int window_right, bool bottom_right, bool enable_gqa)"
-#define VARLEN_ARGUMENTS                                                                \
-  "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? "   \
-  "alibi_slopes, "                                                                      \
-  "Tensor? sinks, int max_seqlen_q, int max_seqlen_k, float scale, float softcap, int " \
-  "window_left, "                                                                       \
-  "int window_right, bool bottom_right)"
+// Dv], lse [Hq, total_q]. seed: int64, one element, read where dropout > 0. window -1: unlimited.
+// Causal is window_right = 0. *_why_not: every reason the call would fail, one per line.
+//
+// *_bwd: gradients of o and lse to those of the inputs. Its tensors have the shapes above, with
+// exactly one batch dimension of one size and, where attn_mask has fewer than 4 dimensions, 1s in
+// front in its gradient. d_alibi and d_sinks are [B, Hq], summed over nothing. wanted: one bit per
+// result, in their order; an unwanted one is empty.
+#define INPUTS "Tensor q, Tensor k, Tensor v, "
+#define RESULTS "Tensor o, Tensor lse"
+#define DENSE "Tensor? attn_mask, "
+#define PACKED "Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+#define PER_HEAD "Tensor? alibi_slopes, Tensor? sinks, Tensor? seed, float dropout, "
+#define LENGTHS "int max_seqlen_q, int max_seqlen_k, "
+#define OPTIONS "float scale, float softcap, int window_left, int window_right, bool bottom_right"
+
+#define ATTENTION_ARGUMENTS "(" INPUTS DENSE PER_HEAD OPTIONS ", bool enable_gqa)"
+#define VARLEN_ARGUMENTS "(" INPUTS PACKED PER_HEAD LENGTHS OPTIONS ")"
 
 STABLE_TORCH_LIBRARY(attn_ext, m) {
-  m.def("attention_fwd" ATTENTION_ARGUMENTS " -> (Tensor o, Tensor lse)");
+  m.def("attention_fwd" ATTENTION_ARGUMENTS " -> (" RESULTS ")");
   m.def("attention_why_not" ATTENTION_ARGUMENTS " -> str");
-  m.def("varlen_attention_fwd" VARLEN_ARGUMENTS " -> (Tensor o, Tensor lse)");
+  m.def("attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS ", " DENSE PER_HEAD OPTIONS
+        ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_mask, Tensor d_alibi, "
+        "Tensor d_sinks)");
+  m.def("varlen_attention_fwd" VARLEN_ARGUMENTS " -> (" RESULTS ")");
   m.def("varlen_attention_why_not" VARLEN_ARGUMENTS " -> str");
+  m.def("varlen_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
+        ", " PACKED PER_HEAD LENGTHS OPTIONS
+        ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_alibi, Tensor d_sinks)");
 }

@@ -1,0 +1,102 @@
+#include "attention_buffers.h"
+
+#include <utility>
+
+namespace atx::ops {
+namespace {
+
+class Buffers {
+ public:
+  Buffers(const AttentionRequest& r, const AttentionParams& p, int itemsize)
+      : rows_{r.row[Q].size, r.row[K].size},
+        p_(p),
+        itemsize_(itemsize),
+        accumulate_(p.dtype == DType::f64 ? 8 : 4) {}
+
+  void add(Buffer buffer) {
+    if (buffer.data) all.push_back(buffer);
+  }
+  // [B, H, S, D], with the rows of q or of k.
+  void rows(const char* name, const void* data, Operand side, int heads, int width,
+            const Strides& s, bool writable) {
+    add({name,
+         data,
+         itemsize_,
+         4,
+         {p_.B, heads, rows_[side == K], width},
+         {s.batch, s.head, s.row, 1},
+         writable});
+  }
+  // [B, Hq, Sq], like lse.
+  void per_row(const char* name, const void* data, bool writable) {
+    add({name,
+         data,
+         accumulate_,
+         3,
+         {p_.B, p_.Hq, rows_[0]},
+         {p_.lse_batch, p_.lse_head, 1},
+         writable});
+  }
+  void per_head(const char* name, const PerHead& x, bool writable) {
+    add({name, x.data, accumulate_, 2, {p_.B, p_.Hq}, {x.batch, x.head}, writable});
+  }
+  void mask(const char* name, const Mask& m, int itemsize, bool writable) {
+    add({name,
+         m.data,
+         itemsize,
+         4,
+         {p_.B, p_.Hq, p_.Sq, p_.Sk},
+         {m.batch, m.head, m.row, m.col},
+         writable});
+  }
+
+  std::vector<Buffer> all;
+
+ private:
+  int64_t rows_[2];
+  const AttentionParams& p_;
+  int itemsize_, accumulate_;
+};
+
+}  // namespace
+
+std::vector<Buffer> forward_buffers(const Arguments& a, const AttentionRequest& r,
+                                    const AttentionParams& p, bool writes) {
+  Buffers b(r, p, int(a.q.element_size()));
+  b.rows("q", p.q, Q, p.Hq, p.D, p.q_stride, false);
+  b.rows("k", p.k, K, p.Hkv, p.D, p.k_stride, false);
+  b.rows("v", p.v, K, p.Hkv, p.Dv, p.v_stride, false);
+  b.rows("o", p.o, Q, p.Hq, p.Dv, p.o_stride, writes);
+  b.per_row("lse", p.lse, writes);
+  if (a.mask) b.mask("attn_mask", p.mask, int(a.mask->element_size()), false);
+  b.per_head("alibi_slopes", p.alibi_slopes, false);
+  b.per_head("sinks", p.sinks, false);
+  b.add({"seed", p.seed, 8, 1, {1}, {1}, false});
+  for (const auto& [name, data] :
+       {std::pair{"cu_seqlens_q", p.cu_seqlens_q}, {"cu_seqlens_k", p.cu_seqlens_k}})
+    b.add({name, data, 4, 1, {p.B + 1}, {1}, false});
+  return b.all;
+}
+
+std::vector<Buffer> backward_buffers(const Arguments& a, const AttentionRequest& r,
+                                     const AttentionBwdParams& p) {
+  const AttentionParams& f = p.fwd;
+  Buffers b(r, f, int(a.q.element_size()));
+  b.all = forward_buffers(a, r, f, false);
+  b.rows("d_o", p.d_o, Q, f.Hq, f.Dv, p.d_o_stride, false);
+  b.per_row("d_lse", p.d_lse, false);
+  b.rows("d_q", p.d_q, Q, f.Hq, f.D, p.d_q_stride, true);
+  b.rows("d_k", p.d_k, K, f.Hkv, f.D, p.d_k_stride, true);
+  b.rows("d_v", p.d_v, K, f.Hkv, f.Dv, p.d_v_stride, true);
+  if (a.mask)
+    b.mask("d_mask",
+           {p.d_mask, f.mask.dtype, p.d_mask_batch, p.d_mask_head, p.d_mask_row, p.d_mask_col},
+           int(a.mask->element_size()), true);
+  b.per_head("d_alibi", {p.d_alibi, f.Hq, 1}, true);
+  b.per_head("d_sinks", {p.d_sinks, f.Hq, 1}, true);
+  b.per_row("delta", p.delta, true);
+  b.per_row("d_alibi_rows", p.d_alibi_rows, true);
+  return b.all;
+}
+
+}  // namespace atx::ops

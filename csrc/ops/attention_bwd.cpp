@@ -1,0 +1,267 @@
+// attention_bwd and varlen_attention_bwd: allocate the gradients and hand the params to the target
+// that serves the call. The formula that calls them (attn_ext/ops/attention.py) has brought every
+// tensor to one batch dimension.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "attention_buffers.h"
+#include "attention_request.h"
+#include "targets.h"
+
+namespace atx::ops {
+namespace {
+
+enum Result { D_Q, D_K, D_V, D_MASK, D_ALIBI, D_SINKS, RESULTS };
+
+// What the backward takes beside the forward's arguments.
+struct Cotangents {
+  const Tensor& d_o;
+  const OptionalTensor& d_lse;
+  const Tensor &o, &lse;
+  int64_t wanted;  // one bit per Result
+
+  bool wants(Result i) const { return wanted >> i & 1; }
+};
+
+// Strides of a [B, H, S, D] or packed [total, H, D] tensor.
+Strides strides_of(const Tensor& t) {
+  if (t.dim() == 3) return {0, t.stride(1), t.stride(0)};
+  return {t.stride(0), t.stride(1), t.stride(2)};
+}
+
+bool has_shape(const Tensor& t, std::vector<int64_t> size) {
+  if (t.dim() != int64_t(size.size())) return false;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) != size[d]) return false;
+  return true;
+}
+
+class Call {
+ public:
+  Call(const Arguments& a, const Cotangents& c, AttentionRequest& request)
+      : a_(a), c_(c), r_(request), f_(p_.fwd) {}
+
+  // Completes the reading: what only the backward asks for.
+  void read(Reasons& reasons) {
+    f_ = r_.params;
+    reasons.check(r_.kernels->attention_bwd, ErrorKind::runtime,
+                  [&] { return std::string("target ") + r_.kernels->target + " has no backward"; });
+    if (!a_.varlen() && !check_batch(reasons)) return;
+    const int64_t batch = a_.varlen() ? a_.cu_seqlens_q->numel() - 1 : a_.q.size(0);
+    f_.B = int(batch);
+    const int64_t rows = r_.row[Q].size;
+    const std::vector<int64_t> o = a_.varlen() ? std::vector<int64_t>{rows, f_.Hq, f_.Dv}
+                                               : std::vector<int64_t>{batch, f_.Hq, rows, f_.Dv},
+                               lse = a_.varlen() ? std::vector<int64_t>{f_.Hq, rows}
+                                                 : std::vector<int64_t>{batch, f_.Hq, rows};
+    const ScalarType dtype = a_.q.scalar_type(), accumulate = accumulation();
+    check_tensor(reasons, "o", c_.o, o, dtype, false);
+    check_tensor(reasons, "d_o", c_.d_o, o, dtype, false);
+    check_tensor(reasons, "lse", c_.lse, lse, accumulate, true);
+    if (c_.d_lse) check_tensor(reasons, "d_lse", *c_.d_lse, lse, accumulate, true);
+    reasons.check(!c_.wants(D_MASK) || (a_.mask && f_.mask.dtype != DType::boolean),
+                  ErrorKind::value,
+                  [] { return std::string("a gradient of attn_mask needs a floating-point one"); });
+    reasons.check((!c_.wants(D_ALIBI) || a_.alibi_slopes) && (!c_.wants(D_SINKS) || a_.sinks),
+                  ErrorKind::value,
+                  [] { return std::string("wanted asks for the gradient of an absent input"); });
+  }
+
+  std::vector<Tensor> run() {
+    allocate();
+    std::optional<torch::stable::accelerator::DeviceGuard> guard;
+    if (a_.q.is_cuda()) guard.emplace(a_.q.get_device_index());
+    set_params();
+    const std::vector<Buffer> buffers =
+        wants_buffers() ? backward_buffers(a_, r_, p_) : std::vector<Buffer>();
+    const Status failed =
+        r_.kernels->attention_bwd(p_, exec_for(a_.q.is_cuda(), a_.q.get_device_index(), buffers));
+    if (failed)
+      throw std::runtime_error(std::string(a_.op) + ": the kernel launch failed: " + failed);
+    return results_;
+  }
+
+ private:
+  ScalarType accumulation() const {
+    return f_.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
+  }
+
+  bool check_batch(Reasons& reasons) const {
+    const bool fits = a_.q.dim() == 4 && a_.k.dim() == 4 && a_.v.dim() == 4 &&
+                      a_.q.size(0) == a_.k.size(0) && a_.q.size(0) == a_.v.size(0) &&
+                      a_.k.size(1) == a_.v.size(1) && a_.q.size(1) == f_.Hq;
+    return reasons.check(fits, ErrorKind::value, [&] {
+      return "expected q, k and v [batch, heads, length, head_dim] of one batch; got q " +
+             shape(a_.q) + ", k " + shape(a_.k) + ", v " + shape(a_.v);
+    });
+  }
+  void check_tensor(Reasons& reasons, const char* what, const Tensor& t,
+                    const std::vector<int64_t>& size, ScalarType dtype, bool contiguous) const {
+    const bool dense =
+        contiguous ? t.is_contiguous()
+                   : t.dim() > 0 && (t.size(t.dim() - 1) == 1 || t.stride(t.dim() - 1) == 1);
+    reasons.check(has_shape(t, size) && t.scalar_type() == dtype && dense && same_device(t, a_.q),
+                  ErrorKind::value, [&] {
+                    return std::string("expected ") + what +
+                           " as the forward gives it, on q's device; got " + shape(t) + " of " +
+                           torch::headeronly::toString(t.scalar_type());
+                  });
+  }
+
+  // Like t, laid out as t is when that is a transposed [B, S, H, D] tensor.
+  Tensor empty_as(const Tensor& t) const {
+    if (t.dim() == 3 || t.stride(1) >= t.stride(2)) return torch::stable::new_empty(t, t.sizes());
+    const int64_t size[] = {t.size(0), t.size(2), t.size(1), t.size(3)};
+    return torch::stable::transpose(torch::stable::new_empty(t, {size, 4}), 1, 2);
+  }
+  Tensor per_head() const {
+    const int64_t size[] = {f_.B, f_.Hq};
+    return torch::stable::new_empty(a_.q, {size, 2}, accumulation());
+  }
+  Tensor like_mask() const {
+    int64_t size[4];
+    for (int d = 0; d < 4; ++d) size[d] = dim_from_end(*a_.mask, 4 - d).size;
+    return torch::stable::new_empty(*a_.mask, {size, 4});
+  }
+
+  void allocate() {
+    for (int i = 0; i < RESULTS; ++i) {
+      const Result result = Result(i);
+      const int64_t none[] = {0};
+      if (!c_.wants(result)) {
+        results_.push_back(torch::stable::new_empty(a_.q, {none, 1}));
+        continue;
+      }
+      results_.push_back(result == D_Q      ? empty_as(a_.q)
+                         : result == D_K    ? empty_as(a_.k)
+                         : result == D_V    ? empty_as(a_.v)
+                         : result == D_MASK ? like_mask()
+                                            : per_head());
+    }
+    workspace_.push_back(torch::stable::empty_like(c_.lse));
+    if (c_.wants(D_ALIBI)) workspace_.push_back(torch::stable::empty_like(c_.lse));
+  }
+
+  void* data(Result i) { return c_.wants(i) ? results_[i].mutable_data_ptr() : nullptr; }
+  Strides strides(Result i) { return c_.wants(i) ? strides_of(results_[i]) : Strides{}; }
+
+  void set_params() {
+    f_.q = a_.q.const_data_ptr(), f_.k = a_.k.const_data_ptr(), f_.v = a_.v.const_data_ptr();
+    f_.o = const_cast<void*>(c_.o.const_data_ptr());
+    f_.lse = const_cast<void*>(c_.lse.const_data_ptr());
+    f_.q_stride = strides_of(a_.q), f_.k_stride = strides_of(a_.k), f_.v_stride = strides_of(a_.v),
+    f_.o_stride = strides_of(c_.o);
+    f_.lse_batch = a_.varlen() ? 0 : c_.lse.stride(0),
+    f_.lse_head = c_.lse.stride(c_.lse.dim() - 2);
+    f_.mask.batch = r_.batch.stride[MASK][0];
+    f_.alibi_slopes.batch = r_.batch.stride[ALIBI][0], f_.sinks.batch = r_.batch.stride[SINKS][0];
+    f_.batch_step = 1;
+
+    p_.d_o = c_.d_o.const_data_ptr(), p_.d_o_stride = strides_of(c_.d_o);
+    p_.d_lse = c_.d_lse ? c_.d_lse->const_data_ptr() : nullptr;
+    p_.d_q = data(D_Q), p_.d_q_stride = strides(D_Q);
+    p_.d_k = data(D_K), p_.d_k_stride = strides(D_K);
+    p_.d_v = data(D_V), p_.d_v_stride = strides(D_V);
+    p_.d_mask = data(D_MASK);
+    if (p_.d_mask) {
+      int64_t* const stride[] = {&p_.d_mask_col, &p_.d_mask_row, &p_.d_mask_head, &p_.d_mask_batch};
+      for (int d = 0; d < 4; ++d) *stride[d] = dim_from_end(results_[D_MASK], d + 1).stride;
+    }
+    p_.d_alibi = data(D_ALIBI), p_.d_sinks = data(D_SINKS);
+    p_.delta = workspace_[0].mutable_data_ptr();
+    p_.d_alibi_rows = c_.wants(D_ALIBI) ? workspace_[1].mutable_data_ptr() : nullptr;
+  }
+
+  const Arguments& a_;
+  const Cotangents& c_;
+  AttentionRequest& r_;
+  AttentionBwdParams p_{};
+  AttentionParams& f_;
+  std::vector<Tensor> results_, workspace_;
+};
+
+std::vector<Tensor> run(const Arguments& a, const Cotangents& c) {
+  Reasons reasons(a.op);
+  AttentionRequest request = read_attention(a, reasons);
+  reasons.raise_first();
+  Call call(a, c, request);
+  call.read(reasons);
+  reasons.raise_first();
+  return call.run();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dense(
+    const Tensor& d_o, const OptionalTensor& d_lse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& o, const Tensor& lse, const OptionalTensor& mask,
+    const OptionalTensor& alibi_slopes, const OptionalTensor& sinks, const OptionalTensor& seed,
+    double dropout, double scale, double softcap, int64_t window_left, int64_t window_right,
+    bool bottom_right, int64_t wanted) {
+  const std::vector<Tensor> d = run({.op = "attention_bwd",
+                                     .q = q,
+                                     .k = k,
+                                     .v = v,
+                                     .mask = mask,
+                                     .alibi_slopes = alibi_slopes,
+                                     .sinks = sinks,
+                                     .seed = seed,
+                                     .dropout = dropout,
+                                     .scale = scale,
+                                     .softcap = softcap,
+                                     .window_left = window_left,
+                                     .window_right = window_right,
+                                     .bottom_right = bottom_right,
+                                     .enable_gqa = true},
+                                    {d_o, d_lse, o, lse, wanted});
+  return {d[D_Q], d[D_K], d[D_V], d[D_MASK], d[D_ALIBI], d[D_SINKS]};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> packed(
+    const Tensor& d_o, const OptionalTensor& d_lse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& o, const Tensor& lse, const Tensor& cu_seqlens_q,
+    const Tensor& cu_seqlens_k, const OptionalTensor& alibi_slopes, const OptionalTensor& sinks,
+    const OptionalTensor& seed, double dropout, int64_t max_seqlen_q, int64_t max_seqlen_k,
+    double scale, double softcap, int64_t window_left, int64_t window_right, bool bottom_right,
+    int64_t wanted) {
+  const OptionalTensor none;
+  // The results are those of the dense op without d_mask.
+  constexpr int64_t BEFORE_MASK = (1 << D_MASK) - 1;
+  const int64_t all = (wanted & BEFORE_MASK) | (wanted & ~BEFORE_MASK) << 1;
+  const std::vector<Tensor> d = run({.op = "varlen_attention_bwd",
+                                     .q = q,
+                                     .k = k,
+                                     .v = v,
+                                     .mask = none,
+                                     .alibi_slopes = alibi_slopes,
+                                     .sinks = sinks,
+                                     .seed = seed,
+                                     .cu_seqlens_q = &cu_seqlens_q,
+                                     .cu_seqlens_k = &cu_seqlens_k,
+                                     .max_seqlen_q = max_seqlen_q,
+                                     .max_seqlen_k = max_seqlen_k,
+                                     .dropout = dropout,
+                                     .scale = scale,
+                                     .softcap = softcap,
+                                     .window_left = window_left,
+                                     .window_right = window_right,
+                                     .bottom_right = bottom_right,
+                                     .enable_gqa = true},
+                                    {d_o, d_lse, o, lse, all});
+  return {d[D_Q], d[D_K], d[D_V], d[D_ALIBI], d[D_SINKS]};
+}
+
+void register_attention_bwd(torch::stable::detail::StableLibrary& m) {
+  m.impl("attention_bwd", TORCH_BOX(&dense));
+  m.impl("varlen_attention_bwd", TORCH_BOX(&packed));
+}
+
+}  // namespace
+}  // namespace atx::ops
+
+STABLE_TORCH_LIBRARY_IMPL(attn_ext, CPU, m) { atx::ops::register_attention_bwd(m); }
+STABLE_TORCH_LIBRARY_IMPL(attn_ext, CUDA, m) { atx::ops::register_attention_bwd(m); }
