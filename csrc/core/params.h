@@ -86,6 +86,30 @@ struct AttentionBwdParams {
   void *delta, *d_alibi_rows;
 };
 
+// Two results of attention over disjoint keys become the one over all of them:
+//   lse = log(e^lse_a + e^lse_b),  o = w_a o_a + w_b o_b,  w = e^(lse_part - lse)
+// A part with w = 0 adds nothing, whatever its o holds.
+struct MergeStatesParams {
+  const void *o_a, *o_b;  // [B, H, S, Dv]
+  void* o;
+  const void *lse_a, *lse_b;  // [B, H, S], in the accumulation type
+  void* lse;
+  Strides o_a_stride, o_b_stride, o_stride, lse_a_stride, lse_b_stride, lse_stride;
+  int64_t B, H, S;
+  int Dv;
+  DType dtype;  // of o
+};
+
+// The gradients of merging, with g = rowsum(d_o ∘ (o_a - o_b)):
+//   d_o_a = w_a d_o,  d_lse_a = w_a (d_lse + w_b g);  d_o_b = w_b d_o,  d_lse_b = w_b (d_lse - w_a
+//   g)
+struct MergeStatesBwdParams {
+  MergeStatesParams fwd;  // its o is not read
+  const void *d_o, *d_lse;
+  void *d_o_a, *d_o_b, *d_lse_a, *d_lse_b;
+  Strides d_o_stride, d_lse_stride, d_o_a_stride, d_o_b_stride, d_lse_a_stride, d_lse_b_stride;
+};
+
 constexpr int MAX_LENGTH = 1 << 30;  // longest Sq, Sk: row plus window bound stays in an int
 constexpr int NO_WINDOW = MAX_LENGTH;
 

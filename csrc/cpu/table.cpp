@@ -2,6 +2,7 @@
 #include "csrc/core/kernels.h"
 #include "csrc/core/target.h"
 #include "csrc/cpu/attention_fwd.h"
+#include "csrc/cpu/merge_states.h"
 
 #define ATX_NAME_OF(target) #target
 #define ATX_TARGET_NAME(target) ATX_NAME_OF(target)
@@ -17,6 +18,9 @@ const Kernels kernels = {
     .dtypes = bit(DType::f64) | bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
     .max_head_dim = 576,
     .attention_fwd = attention_fwd,
+    .attention_bwd = nullptr,
+    .merge_states = merge_states,
+    .merge_states_bwd = merge_states_bwd,
     .catalogue = CATALOGUE,
     .catalogue_size = sizeof CATALOGUE / sizeof CATALOGUE[0],
 };

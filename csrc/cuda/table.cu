@@ -12,6 +12,9 @@ Status launch_attention_fwd(const AttentionParams&, const Exec&);
 template <class Score>
 Status launch_attention_fwd_f32(const AttentionParams&, const Exec&);
 
+Status merge_states(const MergeStatesParams&, const Exec&);
+Status merge_states_bwd(const MergeStatesBwdParams&, const Exec&);
+
 namespace {
 
 template <class Score>
@@ -83,6 +86,9 @@ const Kernels kernels = {
     .dtypes = bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
     .max_head_dim = 256,
     .attention_fwd = attention_fwd,
+    .attention_bwd = nullptr,
+    .merge_states = merge_states,
+    .merge_states_bwd = merge_states_bwd,
     .catalogue = catalogue.entries,
     .catalogue_size = Catalogue::SIZE,
 };

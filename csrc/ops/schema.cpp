@@ -32,4 +32,10 @@ STABLE_TORCH_LIBRARY(attn_ext, m) {
   m.def("varlen_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
         ", " PACKED PER_HEAD LENGTHS OPTIONS
         ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_alibi, Tensor d_sinks)");
+
+  // o [B, H, S, Dv], lse [B, H, S].
+  m.def("merge_states(Tensor o_a, Tensor lse_a, Tensor o_b, Tensor lse_b) -> (" RESULTS ")");
+  m.def(
+      "merge_states_bwd(Tensor d_o, Tensor d_lse, Tensor o_a, Tensor lse_a, Tensor o_b, "
+      "Tensor lse_b) -> (Tensor d_o_a, Tensor d_lse_a, Tensor d_o_b, Tensor d_lse_b)");
 }
