@@ -39,6 +39,7 @@ struct Kernels {
   int max_head_dim;  // of q, k and of v
   Status (*attention_fwd)(const AttentionParams&, const Exec&);
   Status (*attention_bwd)(const AttentionBwdParams&, const Exec&);
+  Status (*attention_stats)(const AttentionStatsParams&, const Exec&);
   Status (*merge_states)(const MergeStatesParams&, const Exec&);
   Status (*merge_states_bwd)(const MergeStatesBwdParams&, const Exec&);
   const KernelInfo* catalogue;

@@ -86,6 +86,20 @@ struct AttentionBwdParams {
   void *delta, *d_alibi_rows;
 };
 
+// What the weights P = exp(Y - lse) of attention look like, without P itself. The sink's weight is
+// in lse and in none of these; dropout does not come into it. A null output is not wanted.
+struct AttentionStatsParams {
+  AttentionParams fwd;  // lse is an input; v and o are absent, Dv is 0
+
+  // [B, Hq, Sq], with the strides of lse. A query without keys: 0, 0 and -1.
+  void* entropy;       // -Σ_j P_ij ln P_ij, in the accumulation type
+  void* top_weight;    // max_j P_ij, in the accumulation type
+  int32_t* top_index;  // the first j that has it, counted within the sequence
+
+  void* column_sum;  // [B, Hq, Sk], Σ_i P_ij, in the accumulation type; keys are contiguous
+  int64_t column_batch, column_head;
+};
+
 // Two results of attention over disjoint keys become the one over all of them:
 //   lse = log(e^lse_a + e^lse_b),  o = w_a o_a + w_b o_b,  w = e^(lse_part - lse)
 // A part with w = 0 adds nothing, whatever its o holds.

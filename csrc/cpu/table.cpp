@@ -19,6 +19,7 @@ const Kernels kernels = {
     .max_head_dim = 576,
     .attention_fwd = attention_fwd,
     .attention_bwd = nullptr,
+    .attention_stats = nullptr,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,
     .catalogue = CATALOGUE,

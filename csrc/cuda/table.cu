@@ -87,6 +87,7 @@ const Kernels kernels = {
     .max_head_dim = 256,
     .attention_fwd = attention_fwd,
     .attention_bwd = nullptr,
+    .attention_stats = nullptr,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,
     .catalogue = catalogue.entries,

@@ -99,4 +99,28 @@ std::vector<Buffer> backward_buffers(const Arguments& a, const AttentionRequest&
   return b.all;
 }
 
+std::vector<Buffer> stats_buffers(const Arguments& a, const AttentionRequest& r,
+                                  const AttentionStatsParams& p) {
+  const AttentionParams& f = p.fwd;
+  Buffers b(r, f, int(a.q.element_size()));
+  b.all = forward_buffers(a, r, f, false);
+  b.per_row("entropy", p.entropy, true);
+  b.per_row("top_weight", p.top_weight, true);
+  b.add({"top_index",
+         p.top_index,
+         4,
+         3,
+         {f.B, f.Hq, r.row[Q].size},
+         {f.lse_batch, f.lse_head, 1},
+         true});
+  b.add({"column_sum",
+         p.column_sum,
+         f.dtype == DType::f64 ? 8 : 4,
+         3,
+         {f.B, f.Hq, r.row[K].size},
+         {p.column_batch, p.column_head, 1},
+         true});
+  return b.all;
+}
+
 }  // namespace atx::ops

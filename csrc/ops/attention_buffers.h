@@ -12,5 +12,7 @@ std::vector<Buffer> forward_buffers(const Arguments& a, const AttentionRequest& 
                                     const AttentionParams& p, bool writes);
 std::vector<Buffer> backward_buffers(const Arguments& a, const AttentionRequest& r,
                                      const AttentionBwdParams& p);
+std::vector<Buffer> stats_buffers(const Arguments& a, const AttentionRequest& r,
+                                  const AttentionStatsParams& p);
 
 }  // namespace atx::ops

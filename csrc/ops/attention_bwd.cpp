@@ -29,19 +29,6 @@ struct Cotangents {
   bool wants(Result i) const { return wanted >> i & 1; }
 };
 
-// Strides of a [B, H, S, D] or packed [total, H, D] tensor.
-Strides strides_of(const Tensor& t) {
-  if (t.dim() == 3) return {0, t.stride(1), t.stride(0)};
-  return {t.stride(0), t.stride(1), t.stride(2)};
-}
-
-bool has_shape(const Tensor& t, std::vector<int64_t> size) {
-  if (t.dim() != int64_t(size.size())) return false;
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) != size[d]) return false;
-  return true;
-}
-
 class Call {
  public:
   Call(const Arguments& a, const Cotangents& c, AttentionRequest& request)
@@ -52,19 +39,11 @@ class Call {
     f_ = r_.params;
     reasons.check(r_.kernels->attention_bwd, ErrorKind::runtime,
                   [&] { return std::string("target ") + r_.kernels->target + " has no backward"; });
-    if (!a_.varlen() && !check_batch(reasons)) return;
-    const int64_t batch = a_.varlen() ? a_.cu_seqlens_q->numel() - 1 : a_.q.size(0);
-    f_.B = int(batch);
-    const int64_t rows = r_.row[Q].size;
-    const std::vector<int64_t> o = a_.varlen() ? std::vector<int64_t>{rows, f_.Hq, f_.Dv}
-                                               : std::vector<int64_t>{batch, f_.Hq, rows, f_.Dv},
-                               lse = a_.varlen() ? std::vector<int64_t>{f_.Hq, rows}
-                                                 : std::vector<int64_t>{batch, f_.Hq, rows};
-    const ScalarType dtype = a_.q.scalar_type(), accumulate = accumulation();
-    check_tensor(reasons, "o", c_.o, o, dtype, false);
-    check_tensor(reasons, "d_o", c_.d_o, o, dtype, false);
-    check_tensor(reasons, "lse", c_.lse, lse, accumulate, true);
-    if (c_.d_lse) check_tensor(reasons, "d_lse", *c_.d_lse, lse, accumulate, true);
+    if (!set_one_batch(a_, r_, &f_, reasons)) return;
+    check_row_numbers(a_, r_, f_, "lse", c_.lse, reasons);
+    if (c_.d_lse) check_row_numbers(a_, r_, f_, "d_lse", *c_.d_lse, reasons);
+    check_output(a_, r_, f_, "o", c_.o, reasons);
+    check_output(a_, r_, f_, "d_o", c_.d_o, reasons);
     reasons.check(!c_.wants(D_MASK) || (a_.mask && f_.mask.dtype != DType::boolean),
                   ErrorKind::value,
                   [] { return std::string("a gradient of attn_mask needs a floating-point one"); });
@@ -88,32 +67,6 @@ class Call {
   }
 
  private:
-  ScalarType accumulation() const {
-    return f_.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-  }
-
-  bool check_batch(Reasons& reasons) const {
-    const bool fits = a_.q.dim() == 4 && a_.k.dim() == 4 && a_.v.dim() == 4 &&
-                      a_.q.size(0) == a_.k.size(0) && a_.q.size(0) == a_.v.size(0) &&
-                      a_.k.size(1) == a_.v.size(1) && a_.q.size(1) == f_.Hq;
-    return reasons.check(fits, ErrorKind::value, [&] {
-      return "expected q, k and v [batch, heads, length, head_dim] of one batch; got q " +
-             shape(a_.q) + ", k " + shape(a_.k) + ", v " + shape(a_.v);
-    });
-  }
-  void check_tensor(Reasons& reasons, const char* what, const Tensor& t,
-                    const std::vector<int64_t>& size, ScalarType dtype, bool contiguous) const {
-    const bool dense =
-        contiguous ? t.is_contiguous()
-                   : t.dim() > 0 && (t.size(t.dim() - 1) == 1 || t.stride(t.dim() - 1) == 1);
-    reasons.check(has_shape(t, size) && t.scalar_type() == dtype && dense && same_device(t, a_.q),
-                  ErrorKind::value, [&] {
-                    return std::string("expected ") + what +
-                           " as the forward gives it, on q's device; got " + shape(t) + " of " +
-                           torch::headeronly::toString(t.scalar_type());
-                  });
-  }
-
   // Like t, laid out as t is when that is a transposed [B, S, H, D] tensor.
   Tensor empty_as(const Tensor& t) const {
     if (t.dim() == 3 || t.stride(1) >= t.stride(2)) return torch::stable::new_empty(t, t.sizes());
@@ -122,7 +75,7 @@ class Call {
   }
   Tensor per_head() const {
     const int64_t size[] = {f_.B, f_.Hq};
-    return torch::stable::new_empty(a_.q, {size, 2}, accumulation());
+    return torch::stable::new_empty(a_.q, {size, 2}, accumulation_type(f_.dtype));
   }
   Tensor like_mask() const {
     int64_t size[4];
@@ -152,17 +105,8 @@ class Call {
   Strides strides(Result i) { return c_.wants(i) ? strides_of(results_[i]) : Strides{}; }
 
   void set_params() {
-    f_.q = a_.q.const_data_ptr(), f_.k = a_.k.const_data_ptr(), f_.v = a_.v.const_data_ptr();
-    f_.o = const_cast<void*>(c_.o.const_data_ptr());
+    f_.o = const_cast<void*>(c_.o.const_data_ptr()), f_.o_stride = strides_of(c_.o);
     f_.lse = const_cast<void*>(c_.lse.const_data_ptr());
-    f_.q_stride = strides_of(a_.q), f_.k_stride = strides_of(a_.k), f_.v_stride = strides_of(a_.v),
-    f_.o_stride = strides_of(c_.o);
-    f_.lse_batch = a_.varlen() ? 0 : c_.lse.stride(0),
-    f_.lse_head = c_.lse.stride(c_.lse.dim() - 2);
-    f_.mask.batch = r_.batch.stride[MASK][0];
-    f_.alibi_slopes.batch = r_.batch.stride[ALIBI][0], f_.sinks.batch = r_.batch.stride[SINKS][0];
-    f_.batch_step = 1;
-
     p_.d_o = c_.d_o.const_data_ptr(), p_.d_o_stride = strides_of(c_.d_o);
     p_.d_lse = c_.d_lse ? c_.d_lse->const_data_ptr() : nullptr;
     p_.d_q = data(D_Q), p_.d_q_stride = strides(D_Q);

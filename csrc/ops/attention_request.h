@@ -43,4 +43,26 @@ struct AttentionRequest {
 // Notes every reason why the call cannot run; the request is complete only if there is none.
 AttentionRequest read_attention(const Arguments& a, Reasons& reasons);
 
+// For ops that take the forward's results beside its arguments. Their dense form has exactly one
+// batch dimension, of one size in all tensors, and key heads as q's group asks.
+
+// Completes p, read from `a`, with pointers, batch size and strides; false if a is not so.
+bool set_one_batch(const Arguments& a, const AttentionRequest& r, AttentionParams* p,
+                   Reasons& reasons);
+// Checks a tensor [B, Hq, Sq, Dv] of q's type, as o is.
+void check_output(const Arguments& a, const AttentionRequest& r, const AttentionParams& p,
+                  const char* what, const Tensor& t, Reasons& reasons);
+// Checks a contiguous tensor [B, Hq, Sq] of the accumulation type, as lse is.
+void check_row_numbers(const Arguments& a, const AttentionRequest& r, const AttentionParams& p,
+                       const char* what, const Tensor& t, Reasons& reasons);
+
+// Strides of a [B, H, S, D] or packed [total, H, D] tensor.
+inline Strides strides_of(const Tensor& t) {
+  if (t.dim() == 3) return {0, t.stride(1), t.stride(0)};
+  return {t.stride(0), t.stride(1), t.stride(2)};
+}
+inline ScalarType accumulation_type(DType t) {
+  return t == DType::f64 ? ScalarType::Double : ScalarType::Float;
+}
+
 }  // namespace atx::ops

@@ -12,6 +12,7 @@
 // result, in their order; an unwanted one is empty.
 #define INPUTS "Tensor q, Tensor k, Tensor v, "
 #define RESULTS "Tensor o, Tensor lse"
+#define STATS "Tensor entropy, Tensor column_sum, Tensor top_index, Tensor top_weight"
 #define DENSE "Tensor? attn_mask, "
 #define PACKED "Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
 #define PER_HEAD "Tensor? alibi_slopes, Tensor? sinks, Tensor? seed, float dropout, "
@@ -32,6 +33,13 @@ STABLE_TORCH_LIBRARY(attn_ext, m) {
   m.def("varlen_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
         ", " PACKED PER_HEAD LENGTHS OPTIONS
         ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_alibi, Tensor d_sinks)");
+
+  // One batch dimension of one size. entropy, top_index and top_weight as lse; column_sum [B, Hq,
+  // Sk], packed [Hq, total_k].
+  m.def("attention_stats(Tensor q, Tensor k, Tensor lse, " DENSE "Tensor? alibi_slopes, " OPTIONS
+        ") -> (" STATS ")");
+  m.def("varlen_attention_stats(Tensor q, Tensor k, Tensor lse, " PACKED
+        "Tensor? alibi_slopes, " LENGTHS OPTIONS ") -> (" STATS ")");
 
   // o [B, H, S, Dv], lse [B, H, S].
   m.def("merge_states(Tensor o_a, Tensor lse_a, Tensor o_b, Tensor lse_b) -> (" RESULTS ")");
