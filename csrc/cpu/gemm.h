@@ -21,15 +21,11 @@ constexpr int PANEL_VECS = 4;
 constexpr int PANEL_VECS = 2;
 #endif
 
-// acc = A B, A [ROWS, depth] broadcast number by number, B [depth, VECS vectors] with rows b_row
+// acc += A B, A [ROWS, depth] broadcast number by number, B [depth, VECS vectors] with rows b_row
 // apart.
 template <class L, int ROWS, int VECS, class A, class T>
-ATX_HD void multiply(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a, int64_t a_row,
-                     int64_t a_col, const T* b, int64_t b_row) {
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < VECS; ++v) acc[r][v] = L::all(0);
+ATX_HD void multiply_add(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a, int64_t a_row,
+                         int64_t a_col, const T* b, int64_t b_row) {
 #pragma GCC unroll 4
   for (int d = 0; d < depth; ++d) {
     typename L::Float x[VECS];
@@ -42,6 +38,32 @@ ATX_HD void multiply(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a
       for (int v = 0; v < VECS; ++v) acc[r][v] += y * x[v];
     }
   }
+}
+
+// acc = A B
+template <class L, int ROWS, int VECS, class A, class T>
+ATX_HD void multiply(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a, int64_t a_row,
+                     int64_t a_col, const T* b, int64_t b_row) {
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < VECS; ++v) acc[r][v] = L::all(0);
+  multiply_add<L>(acc, depth, a, a_row, a_col, b, b_row);
+}
+
+template <int ROWS, class F>
+ATX_HD void rest_of_strips(int row, int n, F& f) {
+  if constexpr (ROWS > 0) {
+    if (n == ROWS) return f.template operator()<ROWS>(row);
+    rest_of_strips<ROWS - 1>(row, n, f);
+  }
+}
+// Calls f with every strip of STRIP_ROWS of n rows, and with the rest as a strip of its size.
+template <class F>
+ATX_HD void by_strips(int n, F f) {
+  int r = 0;
+  for (; r + STRIP_ROWS <= n; r += STRIP_ROWS) f.template operator()<STRIP_ROWS>(r);
+  rest_of_strips<STRIP_ROWS - 1>(r, n - r, f);
 }
 
 template <class A, int VECS>

@@ -26,26 +26,32 @@ ATX_HD void with_dtype(DType t, void* data, F f) {
                 [f]<class T>(const T* p) { f(const_cast<T*>(p)); });
 }
 
-// to [rows, cols] = from, converted. Returns whether every number is finite (x · 0 is 0, of inf and
-// nan it is nan).
+// to [cols] = from, converted. Returns 0 in every lane if every number is finite (x · 0 is 0, of
+// inf and nan it is nan).
 template <class A, class T>
-bool pack_rows(const T* from, int64_t row_stride, int rows, int cols, A* to) {
+ATX_HD typename Lanes<A>::Float pack_row(const T* from, int cols, A* to) {
   using L = Lanes<A>;
   typename L::Float zero = {};
-  for (int r = 0; r < rows; ++r, from += row_stride, to += cols) {
-    int c = 0;
-    for (; c + L::COUNT <= cols; c += L::COUNT) {
-      const typename L::Float x = L::load(from + c);
-      zero += x * 0;
-      L::store(to + c, x);
-    }
-    if (c < cols) {
-      const typename L::Float x = L::load(from + c, cols - c);
-      zero += x * 0;
-      L::store(to + c, x, cols - c);
-    }
+  int c = 0;
+  for (; c + L::COUNT <= cols; c += L::COUNT) {
+    const typename L::Float x = L::load(from + c);
+    zero += x * 0;
+    L::store(to + c, x);
   }
-  return L::sum(zero) == 0;
+  if (c < cols) {
+    const typename L::Float x = L::load(from + c, cols - c);
+    zero += x * 0;
+    L::store(to + c, x, cols - c);
+  }
+  return zero;
+}
+
+// to [rows, cols] = from, converted. Returns whether every number is finite.
+template <class A, class T>
+bool pack_rows(const T* from, int64_t row_stride, int rows, int cols, A* to) {
+  typename Lanes<A>::Float zero = {};
+  for (int r = 0; r < rows; ++r, from += row_stride, to += cols) zero += pack_row(from, cols, to);
+  return Lanes<A>::sum(zero) == 0;
 }
 
 // Copies COUNT rows (the first n; zeros below them) into column block `to` [cols, width]: to[c][l]

@@ -22,9 +22,6 @@ class Panels {
   using L = Lanes<A>;
   using Float = typename L::Float;
   static constexpr int PANEL = PANEL_VECS * L::COUNT;
-  // Products summed before they join the rest (gemm.h). Only f32 shows it: in f64 no one sees it,
-  // and 16-bit inputs are rounded much coarser.
-  static constexpr int SUM_RUN = 32;
 
  public:
   // Arrays for tasks of up to `rows` rows.
@@ -132,9 +129,8 @@ class Panels {
     if (keys <= 0) return;
 
     A* const o = o_ + int64_t(row) * p.Dv;
-    const int run = p.dtype == DType::f32 ? SUM_RUN : p.D;
-    Gemm<A, VECS>::scores(keys, p.D, run, k_ + int64_t(from - j0) * p.D, q_ + int64_t(row) * p.D,
-                          s_);
+    Gemm<A, VECS>::scores(keys, p.D, sum_run(p, p.D), k_ + int64_t(from - j0) * p.D,
+                          q_ + int64_t(row) * p.D, s_);
     if (!Score::LINEAR || !scores->full(i0, i1, from, from + keys))
       apply_score(task, scores, row, WIDTH, from, keys, s_);
     update_softmax(keys, WIDTH, log2_unit<A, Score>(p), odd_count_ > 0, s_, max_ + row, sum_ + row,

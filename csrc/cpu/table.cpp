@@ -1,6 +1,7 @@
 // One row of the function table: what this instruction set offers.
 #include "csrc/core/kernels.h"
 #include "csrc/core/target.h"
+#include "csrc/cpu/attention_bwd.h"
 #include "csrc/cpu/attention_fwd.h"
 #include "csrc/cpu/merge_states.h"
 
@@ -10,7 +11,9 @@
 namespace atx::ATX_TARGET {
 
 constexpr KernelInfo CATALOGUE[] = {
-    {"attention_fwd", "f64 f32 f16 bf16", "Full Window General", 576, BLOCK_ROWS, BLOCK_KV, 1, 0}};
+    {"attention_fwd", "f64 f32 f16 bf16", "Full Window General", 576, BLOCK_ROWS, BLOCK_KV, 1, 0},
+    {"attention_bwd", "f64 f32 f16 bf16", "Full Window General", 576, BWD_TILE_ROWS, BWD_BLOCK_KV,
+     1, 0}};
 
 extern const Kernels kernels;
 const Kernels kernels = {
@@ -18,7 +21,7 @@ const Kernels kernels = {
     .dtypes = bit(DType::f64) | bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
     .max_head_dim = 576,
     .attention_fwd = attention_fwd,
-    .attention_bwd = nullptr,
+    .attention_bwd = attention_bwd,
     .attention_stats = nullptr,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,

@@ -47,4 +47,23 @@ ATX_HD typename L::Float sum_each(typename L::Float (&x)[L::COUNT]) {
   return x[0];
 }
 
+// a, b  ->  the first and the second half of a0 b0 a1 b1 ...
+template <class L>
+ATX_HD void interleave(typename L::Float& a, typename L::Float& b) {
+  typename L::Integer first, second;
+  for (int l = 0; l < L::COUNT; ++l) {
+    first[l] = l / 2 + (l % 2) * L::COUNT;
+    second[l] = first[l] + L::COUNT / 2;
+  }
+  const typename L::Float low = __builtin_shuffle(a, b, first);
+  b = __builtin_shuffle(a, b, second);
+  a = low;
+}
+// x0, x1, x2, x3  ->  the quarters of x0[0] x1[0] x2[0] x3[0] x0[1] ...
+template <class L>
+ATX_HD void interleave(typename L::Float (&x)[4]) {
+  interleave<L>(x[0], x[2]), interleave<L>(x[1], x[3]);  // halves of 0 2 0 2 ... and of 1 3 1 3 ...
+  interleave<L>(x[0], x[1]), interleave<L>(x[2], x[3]);
+}
+
 }  // namespace atx::ATX_TARGET

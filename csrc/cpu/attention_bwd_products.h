@@ -1,0 +1,231 @@
+// dQ, dK and dV of a task (attention_bwd.h). Blocks of keys outside, tiles of rows inside; for each
+// panel of a block P and dY are formed once (attention_bwd_tile.h) and used three times:
+//   dVᵀ += dOᵀ (M ∘ P),  dKᵀ += Qᵀ dX   [Dv, keys] and [D, keys], depth: the rows of the tile
+//   dQ  += dX K                         [rows, D], depth: the keys of the block
+// dQ waits in memory, in the accumulation type, until the last block. What a row or a key gets, and
+// in which order, does not depend on the task's extent.
+#pragma once
+#include "csrc/cpu/attention_bwd.h"
+#include "csrc/cpu/attention_bwd_tile.h"
+#include "csrc/cpu/gemm.h"
+#include "csrc/cpu/pack.h"
+#include "csrc/cpu/scratch.h"
+
+namespace atx::ATX_TARGET {
+
+template <class A>
+class Gradients {
+  using L = Lanes<A>;
+  using Float = typename L::Float;
+  static constexpr int PANEL = KeyBlock<A>::PANEL, PANELS = KeyBlock<A>::PANELS;
+
+ public:
+  // Arrays for tasks of up to `queries` queries.
+  void take(Scratch& scratch, const AttentionBwdParams& p, int queries) {
+    const int group = p.fwd.Hq / p.fwd.Hkv, rows = queries_of_tile(p.fwd) * group;
+    differences_.take(scratch, p.fwd, rows);
+    dq_stride_ = (p.fwd.D + L::COUNT - 1) / L::COUNT * L::COUNT;
+    dq_ = scratch.take<A>(int64_t(queries) * group * dq_stride_);
+    dk_t_ = scratch.take<A>(int64_t(BWD_BLOCK_KV) * p.fwd.D);
+    dv_t_ = scratch.take<A>(int64_t(BWD_BLOCK_KV) * p.fwd.Dv);
+    panel_size_ = int64_t(rows) * PANEL;
+    weights_ = scratch.take<A>(panel_size_);
+    dx_ = scratch.take<A>(panel_size_ * PANELS);
+    alibi_ = scratch.take<A>(rows * L::COUNT);
+    ones_ = scratch.take<A>(PANEL);
+    scales_ = scratch.take<A>(PANEL);
+  }
+
+  template <class Score>
+  void compute(const BwdTask& t, const Score* scores) {
+    // General multiplies dX by the scale, because it may have to by the soft-cap's slope.
+    for (int n = 0; n < PANEL; ++n) ones_[n] = 1, scales_[n] = Score::LINEAR ? A(t.p.fwd.scale) : 1;
+    if (t.of_queries) clear_queries(t);
+    for (int j = t.j0; j < t.j1; j += BWD_BLOCK_KV)
+      block(t, scores, j, t.j1 - j < BWD_BLOCK_KV ? t.j1 : j + BWD_BLOCK_KV);
+    if (t.of_queries && t.p.d_q) store_queries(t);
+  }
+
+ private:
+  KeyBlock<A>& keys() { return differences_.keys; }
+  RowTile<A>& rows() { return differences_.rows; }
+  A* dq(const BwdTask& t, int i) const { return dq_ + int64_t(i - t.i0) * t.group * dq_stride_; }
+  static A* d_alibi_row(const BwdTask& t, const Task& task, int row) {
+    return static_cast<A*>(t.p.d_alibi_rows) + task.lse_offset(row);
+  }
+
+  void clear_queries(const BwdTask& t) {
+    memset(dq_, 0, sizeof(A) * (dq(t, t.i1) - dq_));
+    if (!t.p.d_alibi) return;
+    for (int i = t.i0; i < t.i1; ++i)
+      for (int g = 0; g < t.group; ++g) *d_alibi_row(t, t.rows(i, 1), g) = 0;
+  }
+
+  template <class Score>
+  void block(const BwdTask& t, const Score* scores, int j0, int j1) {
+    memset(dk_t_, 0, sizeof(A) * BWD_BLOCK_KV * t.p.fwd.D);
+    memset(dv_t_, 0, sizeof(A) * BWD_BLOCK_KV * t.p.fwd.Dv);
+    const int queries = queries_of_tile(t.p.fwd);
+    if (t.i0 < t.i1 && scores->kv_begin(t.i0, t.i1) < j1 && j0 < scores->kv_end(t.i0, t.i1)) {
+      keys().load(t.rows(t.i0, 0), j0, j1);
+      for (int i = t.i0; i < t.i1; i += queries)
+        tile(t, scores, t.rows(i, t.i1 - i < queries ? t.i1 - i : queries));
+    }
+    if (!t.of_keys) return;
+    if (t.p.d_k) store_keys(t, j0, j1, t.p.d_k, t.p.d_k_stride, t.p.fwd.D, dk_t_, scales_);
+    if (t.p.d_v) store_keys(t, j0, j1, t.p.d_v, t.p.d_v_stride, t.p.fwd.Dv, dv_t_, ones_);
+  }
+
+  template <class Score>
+  void tile(const BwdTask& t, const Score* scores, const Task& task) {
+    const int first = differences_.first_panel(scores, task.i0, task.queries);
+    const int last = differences_.last_panel(scores, task.i0, task.queries);
+    if (first >= last) return;
+    rows().load(t.p, task);
+    const bool alibi = t.of_queries && t.p.d_alibi;
+    if (alibi) memset(alibi_, 0, sizeof(A) * task.rows() * L::COUNT);
+    for (int n = first; n < last; ++n) panel<PANEL_VECS>(t, scores, task, n);
+    if (t.of_queries && t.p.d_q) multiply_keys<PANEL_VECS>(t, scores, task, 0);
+    if (alibi)
+      for (int r = 0; r < task.rows(); ++r)
+        *d_alibi_row(t, task, r) -= L::sum(L::load(alibi_ + r * L::COUNT));
+  }
+
+  // The last panel is as narrow as its keys allow.
+  template <int VECS, class Score>
+  void panel(const BwdTask& t, const Score* scores, const Task& task, int n) {
+    constexpr int WIDTH = VECS * L::COUNT;
+    if constexpr (VECS > 1)
+      if (keys().width(n) < WIDTH) return panel<VECS - 1>(t, scores, task, n);
+    A* const dx = dx_ + n * panel_size_;
+    int first, last;
+    differences_.rows_of_panel(task, scores, n, &first, &last);
+    // Strips of dQ may hold rows that do not see the panel.
+    memset(dx, 0, sizeof(A) * first * WIDTH);
+    memset(dx + last * WIDTH, 0, sizeof(A) * (task.rows() - last) * WIDTH);
+    if (first >= last) return;
+
+    differences_.template compute<VECS>(
+        task, scores, n, first, last, weights_, dx,
+        [&](int r, int v, Float weight, Float dy, Float d) {
+          const int at = (r * VECS + v) * L::COUNT;
+          L::store(weights_ + at, weight);
+          L::store(dx + at, d);
+          if constexpr (!Score::LINEAR) {
+            if (!t.p.d_alibi) return;
+            const int j = keys().j0 + n * PANEL + v * L::COUNT;
+            A* const sum = alibi_ + r * L::COUNT;
+            L::store(sum, L::load(sum) + dy * L::distance(task.query(r) + scores->level, j));
+          }
+        });
+    if (!t.of_keys) return;
+    const AttentionParams& p = t.p.fwd;
+    const int64_t at = int64_t(n) * PANEL;
+    if (t.p.d_v)
+      multiply_rows<VECS>(first, last, p.Dv, rows().d_o, rows().d_o_finite, weights_,
+                          dv_t_ + at * p.Dv);
+    if (t.p.d_k)
+      multiply_rows<VECS>(first, last, p.D, rows().q, rows().q_finite, dx, dk_t_ + at * p.D);
+  }
+
+  // to [cols, WIDTH] += rows [last - first, cols]ᵀ weights [last - first, WIDTH]
+  template <int VECS>
+  void multiply_rows(int first, int last, int cols, const A* row, bool finite, const A* weights,
+                     A* to) const {
+    constexpr int WIDTH = VECS * L::COUNT;
+    row += int64_t(first) * cols, weights += first * WIDTH;
+    if (finite) return Gemm<A, VECS>::accumulate(last - first, cols, row, weights, ones_, to);
+    for (int r = first; r < last; ++r, row += cols, weights += WIDTH)
+      for (int d = 0; d < cols; ++d)
+        for (int v = 0; v < WIDTH; v += L::COUNT) {
+          A* const at = to + int64_t(d) * WIDTH + v;
+          L::store(at, L::load(at) + attended(L::load(weights + v), L::all(row[d])));
+        }
+  }
+  // Where 0 stands for "does not attend", x may be inf or nan.
+  static ATX_HD Float attended(Float weight, Float x) {
+    return weight != 0 ? weight * x : L::all(0);
+  }
+
+  // dQ of the tile, in columns of VECS vectors; a strip of rows takes the panels that it sees.
+  template <int VECS, class Score>
+  void multiply_keys(const BwdTask& t, const Score* scores, const Task& task, int column) {
+    constexpr int WIDTH = VECS * L::COUNT;
+    if constexpr (VECS > 1)
+      if (dq_stride_ - column < WIDTH) return multiply_keys<VECS - 1>(t, scores, task, column);
+    for (; column + WIDTH <= dq_stride_; column += WIDTH)
+      by_strips(task.rows(), [&]<int ROWS>(int r) {
+        const int i = task.query(r), n = task.query(r + ROWS - 1) + 1 - i;
+        const int first = differences_.first_panel(scores, i, n);
+        const int last = differences_.last_panel(scores, i, n);
+        if (first >= last) return;
+        A* const to = dq(t, task.i0) + r * dq_stride_ + column;
+        keys().finite ? add_strip<ROWS, VECS>(r, first, last, t.p.fwd.D, column, to)
+                      : add_attended<ROWS, VECS>(r, first, last, t.p.fwd.D, column, to);
+      });
+    if constexpr (VECS > 1)
+      if (column < dq_stride_) multiply_keys<VECS - 1>(t, scores, task, column);
+  }
+  template <int ROWS, int VECS>
+  void add_strip(int row, int first, int last, int D, int column, A* to) {
+    Float acc[ROWS][VECS] = {};
+    for (int n = first; n < last; ++n) {
+      const int width = keys().width(n), exist = keys().keys - n * PANEL;
+      multiply_add<L>(acc, exist < PANEL ? exist : PANEL, dx_ + n * panel_size_ + row * width,
+                      width, 1, keys().k + int64_t(n) * PANEL * D + column, D);
+    }
+    for (int r = 0; r < ROWS; ++r)
+      for (int v = 0; v < VECS; ++v) {
+        A* const at = to + r * dq_stride_ + v * L::COUNT;
+        L::store(at, L::load(at) + acc[r][v]);
+      }
+  }
+  template <int ROWS, int VECS>
+  void add_attended(int row, int first, int last, int D, int column, A* to) {
+    for (int r = 0; r < ROWS; ++r)
+      for (int j = first * PANEL; j < last * PANEL && j < keys().keys; ++j) {
+        const int n = j / PANEL, width = keys().width(n);
+        const Float weight = L::all(dx_[n * panel_size_ + (row + r) * width + j % PANEL]);
+        for (int v = 0; v < VECS; ++v) {
+          A* const at = to + r * dq_stride_ + v * L::COUNT;
+          const Float k = L::load(keys().k + int64_t(j) * D + column + v * L::COUNT);
+          L::store(at, L::load(at) + attended(weight, k));
+        }
+      }
+  }
+
+  void store_queries(const BwdTask& t) const {
+    with_dtype<A>(t.p.fwd.dtype, t.p.d_q, [&]<class T>(T* d_q) {
+      for (int i = t.i0; i < t.i1; ++i)
+        for (int g = 0; g < t.group; ++g) {
+          T* const to = d_q + t.rows(i, 1).row_offset(t.p.d_q_stride, g);
+          const A* const from = dq(t, i) + g * dq_stride_;
+          for (int d = 0; d < t.p.fwd.D; d += L::COUNT)
+            L::store(to + d, L::load(from + d) * scales_[0], t.p.fwd.D - d);
+        }
+    });
+  }
+  void store_keys(const BwdTask& t, int j0, int j1, void* tensor, const Strides& stride, int cols,
+                  const A* from, const A* factor) const {
+    with_dtype<A>(t.p.fwd.dtype, tensor, [&]<class T>(T* to) {
+      for (int j = j0; j < j1; j += L::COUNT) {
+        const int n = j1 - j < L::COUNT ? j1 - j : L::COUNT, panel = (j - j0) / PANEL;
+        T* rows[L::COUNT];
+        for (int l = 0; l < n; ++l) rows[l] = to + t.rows(t.i0, 0).key_offset(stride, j + l);
+        unpack_columns(from + int64_t(panel) * PANEL * cols + (j - j0) % PANEL,
+                       panel_width<A>(j1 - j0, panel), factor, n, cols, rows);
+      }
+    });
+  }
+
+  Differences<A> differences_;
+  int dq_stride_;       // D up to whole vectors; what lies beyond D is never read
+  int64_t panel_size_;  // of weights_ and of dx_
+  A* dq_;               // [rows of the task, dq_stride]
+  A *dk_t_, *dv_t_;     // of the block, in panels: [D, PANEL], [Dv, PANEL]
+  A *weights_, *dx_;    // of one panel, of every panel of the block: [rows of the tile, PANEL]
+  A* alibi_;            // [rows of the tile, COUNT], Σ dY times the distance
+  A *ones_, *scales_;   // [PANEL]
+};
+
+}  // namespace atx::ATX_TARGET
