@@ -1,12 +1,15 @@
 """The attention family: torch.ops.attn_ext.attention_fwd and varlen_attention_fwd, typed.
 
-Argument checks live in csrc/ops/attention.cpp, once for every target; here are only the options
-that never reach a kernel, the fake kernels that give shapes to torch.compile, and the refusal to be
-differentiated.
+Argument checks live in csrc/ops/attention_request.cpp, once for every target; here are only the
+options that never reach a kernel, and the shortcut past autograd. Fakes, gradients and transforms
+are registered by the files beside this one.
 """
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from attn_ext.ops.differentiable import call
 
 CAUSAL_ALIGN = ("top_left", "bottom_right")
 
@@ -31,21 +34,34 @@ def default_scale(query: Tensor) -> float:
     return max(query.shape[-1], 1) ** -0.5
 
 
-def no_dropout(op: str, dropout_p: float) -> None:
-    """Dropout belongs to training and arrives with the backward."""
-    if dropout_p != 0.0:
-        raise ValueError(
-            f"{op}: dropout has no kernel yet; got dropout_p={dropout_p}. Pass dropout_p=0.0."
-        )
+def dropout_seed(query: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | None:
+    """The seed of a call's dropout: the one given, or a number from torch's default generator."""
+    if dropout_p == 0.0 or seed is not None:
+        return seed if dropout_p else None
+    return torch.randint(2**63 - 1, (1,), device=query.device)
 
 
-def no_gradients(op: str, *tensors: Tensor | None) -> None:
-    """Raise where autograd would record a call that has no backward."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+def no_tangents(op: str, *tensors: Tensor | None) -> None:
+    """Raise where forward-mode AD would lose a tangent: there is no kernel for it."""
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
         raise RuntimeError(
-            f"{op}: the backward has no kernel yet, but an input requires gradients. "
-            "Call it under torch.no_grad() or torch.inference_mode(), or detach the inputs."
+            f"{op}: expected inputs without tangents; got a dual tensor, and forward-mode AD has "
+            "no kernel. Use reverse mode: torch.autograd.grad, torch.func.vjp or torch.func.grad."
         )
+
+
+def _call(name: str, tensors: tuple[Tensor | None, ...], *options):
+    """Call the op, past autograd's kernel in Python where there is nothing to record."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+    ):
+        return call(name, *tensors, *options)
+    with torch._C._AutoDispatchBelowAutograd():
+        return call(name, *tensors, *options)
 
 
 def attention_fwd(
@@ -55,7 +71,9 @@ def attention_fwd(
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
     sinks: Tensor | None,
+    seed: Tensor | None,
     *,
+    dropout: float,
     scale: float,
     softcap: float,
     window: tuple[int, int],
@@ -63,11 +81,11 @@ def attention_fwd(
     enable_gqa: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return o [..., Hq, Sq, Dv] and lse [..., Hq, Sq] of q, k and v [..., H, S, D]."""
-    no_gradients("attention", q, k, v, attn_mask, alibi_slopes, sinks)
-    return torch.ops.attn_ext.attention_fwd(
-        q, k, v, attn_mask, alibi_slopes, sinks, None, 0.0, scale, softcap, *window, bottom_right,
-        enable_gqa,
-    )  # fmt: skip
+    tensors = (q, k, v, attn_mask, alibi_slopes, sinks, seed)
+    no_tangents("attention", *tensors)
+    return _call(
+        "attention_fwd", tensors, dropout, scale, softcap, *window, bottom_right, enable_gqa
+    )
 
 
 def varlen_attention_fwd(
@@ -78,7 +96,9 @@ def varlen_attention_fwd(
     cu_seqlens_k: Tensor,
     alibi_slopes: Tensor | None,
     sinks: Tensor | None,
+    seed: Tensor | None,
     *,
+    dropout: float,
     max_seqlen_q: int,
     max_seqlen_k: int,
     scale: float,
@@ -87,73 +107,21 @@ def varlen_attention_fwd(
     bottom_right: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return o [total_q, Hq, Dv] and lse [Hq, total_q] of packed sequences."""
-    no_gradients("varlen_attention", q, k, v, alibi_slopes, sinks)
-    return torch.ops.attn_ext.varlen_attention_fwd(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, None, 0.0,
-        max_seqlen_q, max_seqlen_k, scale, softcap, *window, bottom_right,
-    )  # fmt: skip
-
-
-def _accumulation_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _check_devices(op, q, *others):
-    for t in others:
-        if t is not None and t.device != q.device:
-            raise RuntimeError(
-                f"{op}: expected every tensor on q's device; got {q.device} and {t.device}. "
-                "Move them with .to(q.device)."
-            )
-
-
-@torch.library.register_fake("attn_ext::attention_fwd")
-def _attention_fwd_fake(
-    q, k, v, attn_mask, alibi_slopes, sinks, seed, dropout, scale, softcap, left, right, br, gqa
-):
-    _check_devices("attention", q, k, v, attn_mask, alibi_slopes, sinks)
-    rank = max(q.dim(), k.dim(), v.dim())
-    torch._check(
-        min(q.dim(), k.dim(), v.dim()) >= 2, lambda: "attention: q, k, v need 2 dimensions"
-    )
-    lead = [[1] * (rank - t.dim()) + list(t.shape[:-2]) for t in (q, k, v)]
-    shape = []
-    for d in range(rank - 2):
-        sizes = [x[d] for x in lead]
-        # the last leading dimension is heads: grouped queries keep q's
-        shape.append(sizes[0] if gqa and d == rank - 3 else _broadcast(*sizes))
-    lse = q.new_empty([*shape, q.shape[-2]], dtype=_accumulation_dtype(q))
-    if rank == 4 and q.dim() == 4 and q.stride(1) < q.stride(2):
-        o = q.new_empty([shape[0], q.shape[-2], shape[1], v.shape[-1]]).transpose(1, 2)
-    else:
-        o = q.new_empty([*shape, q.shape[-2], v.shape[-1]])
-    return o, lse
-
-
-def _broadcast(*sizes):
-    size = 1
-    for s in sizes:
-        size = s if size == 1 else size
-    return size
-
-
-@torch.library.register_fake("attn_ext::varlen_attention_fwd")
-def _varlen_attention_fwd_fake(q, k, v, cu_q, cu_k, alibi_slopes, sinks, *options):
-    _check_devices("varlen_attention", q, k, v, cu_q, cu_k, alibi_slopes, sinks)
-    total, heads = q.shape[0], q.shape[1]
-    return q.new_empty([total, heads, v.shape[-1]]), q.new_empty(
-        [heads, total], dtype=_accumulation_dtype(q)
+    tensors = (q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, seed)
+    no_tangents("varlen_attention", *tensors)
+    lengths = (max_seqlen_q, max_seqlen_k)
+    return _call(
+        "varlen_attention_fwd", tensors, dropout, *lengths, scale, softcap, *window, bottom_right
     )
 
 
-def python_reasons(op, tensors, window_size, causal_align, dropout_p=0.0) -> list[str]:
+def python_reasons(op, tensors, window_size, causal_align) -> list[str]:
     """Every message that the checks of this file would raise."""
     reasons = []
     for check in (
-        lambda: no_dropout(op, dropout_p),
         lambda: window(op, window_size, False),
         lambda: bottom_right(op, causal_align),
-        lambda: no_gradients(op, *tensors),
+        lambda: no_tangents(op, *tensors),
     ):
         try:
             check()

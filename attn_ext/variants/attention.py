@@ -31,6 +31,7 @@ def attention(
     sinks: Tensor | None = None,
     causal_align: str = "top_left",
     return_lse: bool = False,
+    dropout_seed: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Return softmax attention of `query` over `key` and `value`.
 
@@ -49,7 +50,8 @@ def attention(
         attn_mask: broadcasts to `[..., Hq, Sq, Sk]`, any strides. Boolean: True = attend. Floating
             point, of any type: added to the score; -inf masks out. May be combined with everything
             below.
-        dropout_p: must be 0; dropout has no kernel yet.
+        dropout_p: share of the weights that become 0, in [0, 1]; the others are divided by 1 -
+            dropout_p. As in torch it applies whether or not a module is training.
         is_causal: query i keeps keys j <= i (aligned by `causal_align`), a window with a right side
             of 0.
         scale: s; `None` means 1/sqrt(D).
@@ -63,7 +65,11 @@ def attention(
         causal_align: whether the diagonal of `is_causal` and `window_size` starts at query 0, key 0
             (`"top_left"`, as in torch) or ends at the last query and key (`"bottom_right"`, as in
             FlashAttention >= 2.1).
-        return_lse: also return the log-sum-exp.
+        return_lse: also return the log-sum-exp, which dropout does not change.
+        dropout_seed: int64, one element, on the query's device: which weights are dropped is a
+            function of it, of b (leading dimensions counted as one), h, i and j alone, the same on
+            every target. `None`: drawn from torch's default generator, so that `torch.manual_seed`
+            reproduces it. Not used without dropout.
 
     Returns:
         O, `[..., Hq, Sq, Dv]`; laid out as `query` if that is a transposed `[B, S, H, D]` tensor,
@@ -75,14 +81,19 @@ def attention(
     Raises:
         ValueError: shapes, strides or options that do not fit; a head dimension without a kernel.
         TypeError: types that do not match or have no kernel.
-        RuntimeError: mixed devices, no CUDA kernels in this build, or inputs that require gradients
-            (the backward has no kernel yet).
+        RuntimeError: mixed devices, no CUDA kernels in this build, forward-mode AD, dropout under
+            vmap.
 
     Note:
         4 · pairs · (D + Dv) / 2 floating-point operations per head, where pairs counts the kept (i,
         j); tiles without a kept pair are skipped. Memory beyond inputs and outputs: O(threads ·
         tile). Bit-equal results from run to run, for any number of threads and any batch
         composition.
+
+        Differentiable in query, key, value, a float attn_mask, alibi_slopes and sinks, through O
+        and lse; the backward has the same properties, with O(Sq) memory beyond the gradients. Rows
+        and keys without a kept pair get gradient 0. The double backward is in plain torch, with
+        O(Sq Sk) memory. Under autocast query, key, value and a float attn_mask take its type.
 
     Reference:
         Vaswani et al., 2017, arXiv:1706.03762; Dao, 2023, arXiv:2307.08691 (tiling); Ainslie et
@@ -94,7 +105,6 @@ def attention(
     >>> o.shape, lse.shape
     (torch.Size([2, 8, 100, 32]), torch.Size([2, 8, 100]))
     """
-    ops.no_dropout("attention", dropout_p)
     o, lse = ops.attention_fwd(
         query,
         key,
@@ -102,6 +112,8 @@ def attention(
         attn_mask,
         alibi_slopes,
         sinks,
+        ops.dropout_seed(query, dropout_p, dropout_seed),
+        dropout=dropout_p,
         scale=ops.default_scale(query) if scale is None else scale,
         softcap=softcap,
         window=ops.window("attention", window_size, is_causal),
@@ -126,17 +138,19 @@ def why_not(
     sinks: Tensor | None,
     causal_align: str,
     return_lse: bool,
+    dropout_seed: Tensor | None,
 ) -> list[str]:
     """List every reason why `attention` would raise on these arguments."""
     name = "attention"
-    tensors = (query, key, value, attn_mask, alibi_slopes, sinks)
-    reasons = ops.python_reasons(name, tensors, window_size, causal_align, dropout_p)
+    tensors = (query, key, value, attn_mask, alibi_slopes, sinks, dropout_seed)
+    reasons = ops.python_reasons(name, tensors, window_size, causal_align)
     left, right = window_size if len(window_size) == 2 else (-1, -1)
     return reasons + ops.compiled_reasons(
         torch.ops.attn_ext.attention_why_not,
-        *tensors,
-        None,
-        0.0,
+        *tensors[:-1],
+        # any seed: the call would draw one
+        query.new_zeros(1, dtype=torch.int64) if dropout_seed is None else dropout_seed,
+        dropout_p,
         1.0 if scale is None else scale,
         softcap,
         left,
@@ -169,7 +183,6 @@ def reference(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -180,9 +193,12 @@ def reference(
     sinks: Tensor | None = None,
     causal_align: str = "top_left",
     return_lse: bool = False,
+    dropout_mask: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`attention` in plain torch, O(Sq Sk) memory, in the type of its inputs."""
-    assert dropout_p == 0.0
+    """`attention` in plain torch, O(Sq Sk) memory, in the type of its inputs.
+
+    Dropout is given by what it multiplies the weights by, `[..., Hq, Sq, Sk]`.
+    """
     sq, sk = query.shape[-2], key.shape[-2]
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
@@ -202,10 +218,14 @@ def reference(
         score = score + attn_mask.to(score)
         keep = keep & (attn_mask != -math.inf)
     score = score.masked_fill(~keep, -math.inf)
-    lse = torch.logsumexp(score, -1) if sk else score.new_full(score.shape[:-1], -math.inf)
+    empty = ~keep.any(-1)  # of whose -inf logsumexp would make a gradient of nan
+    lse = torch.logsumexp(score.masked_fill(empty[..., None], 0), -1) if sk else score.sum(-1)
+    lse = lse.masked_fill(empty, -math.inf)
     if sinks is not None:
         lse = torch.logaddexp(lse, sinks.to(score)[..., None].expand_as(lse))
     weight = torch.exp(score - lse.masked_fill(lse == -math.inf, 0)[..., None])
+    if dropout_mask is not None:
+        weight = weight * dropout_mask.to(weight)
     if bool(torch.isfinite(value).all()):
         out = weight @ value
     else:  # 0 · nan is nan, but a masked value must not count

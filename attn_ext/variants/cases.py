@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DROPOUT_SEED = 0x123456789ABCDEF  # both words of the generator's key count
+
 
 @dataclass(frozen=True)
 class AttentionCase:
@@ -30,6 +32,7 @@ class AttentionCase:
     mask: str = ""  # a key of MASKS
     layout: str = "bhsd"  # a key of LAYOUTS
     poison: bool = False  # nan in some keys and inf in some values
+    dropout: float = 0.0
 
     @property
     def name(self) -> str:
@@ -66,13 +69,14 @@ class AttentionCase:
         return kwargs
 
     def options(self) -> dict[str, Any]:
-        """The arguments that are no tensors, those that differ from the default."""
+        """The options and dropout's seed, those that differ from the default."""
         given = {
             "is_causal": self.causal,
             "causal_align": self.align,
             "window_size": self.window,
             "softcap": self.softcap,
             "scale": self.scale,
+            "dropout_p": self.dropout,
         }
         default = {
             "is_causal": False,
@@ -80,8 +84,12 @@ class AttentionCase:
             "window_size": (-1, -1),
             "softcap": 0.0,
             "scale": None,
+            "dropout_p": 0.0,
         }
-        return {n: x for n, x in given.items() if x != default[n]}
+        chosen: dict[str, Any] = {n: x for n, x in given.items() if x != default[n]}
+        if self.dropout:
+            chosen["dropout_seed"] = torch.tensor([DROPOUT_SEED])
+        return chosen
 
 
 def _normal(shape: tuple[int, ...], g: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -161,6 +169,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scale": {"scale": 0.3},
     "alibi": {"alibi": True},
     "sinks": {"sinks": True},
+    "dropout": {"dropout": 0.3},
     "bool": {"mask": "bool"},
     "bias": {"mask": "bias"},
     "bshd": {"layout": "bshd"},
@@ -190,6 +199,7 @@ def attention_cases() -> list[AttentionCase]:
         {"b": 1, "hq": 1, "hkv": 1, "sq": 1, "sk": 1, "d": 1, "dv": 1},
         {"hq": 12, "hkv": 3, "sq": 5},
         {"hq": 8, "hkv": 1, "sq": 2},
+        {"dropout": 1.0},
         *({"window": w} for w in ((0, 0), (7, 0), (16, 16), (-1, 3), (3, -1), (10_000, 0))),
         {"window": (0, 0), "sq": 90, "sk": 40},
         *({"mask": m} for m in MASKS),

@@ -29,6 +29,8 @@ def varlen_attention(
     sinks: Tensor | None = None,
     causal_align: str = "bottom_right",
     return_lse: bool = False,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Return softmax attention within each of B packed sequences.
 
@@ -57,6 +59,8 @@ def varlen_attention(
         sinks: `[Hq]` or `[B, Hq]`.
         causal_align: as in `attention`, but by default `"bottom_right"`.
         return_lse: also return the log-sum-exp.
+        dropout_p: as in `attention`; b is the sequence, i and j count from its start.
+        dropout_seed: as in `attention`.
 
     Returns:
         O, `[total_q, Hq, Dv]`, and with `return_lse` lse, `[Hq, total_q]`. Queries that keep no
@@ -68,8 +72,8 @@ def varlen_attention(
         RuntimeError: as in `attention`.
 
     Note:
-        Cost and determinism as in `attention`; a sequence's result does not depend on what it is
-        packed with.
+        Cost, determinism, gradients and autocast as in `attention`; a sequence's result and its
+        gradients do not depend on what it is packed with.
 
     Reference:
         Dao, 2023, arXiv:2307.08691 (whose packed layout this is).
@@ -88,6 +92,8 @@ def varlen_attention(
         cu_seqlens_k,
         alibi_slopes,
         sinks,
+        ops.dropout_seed(query, dropout_p, dropout_seed),
+        dropout=dropout_p,
         max_seqlen_q=-1 if max_seqlen_q is None else max_seqlen_q,
         max_seqlen_k=-1 if max_seqlen_k is None else max_seqlen_k,
         scale=ops.default_scale(query) if scale is None else scale,
@@ -114,16 +120,19 @@ def why_not(
     sinks: Tensor | None,
     causal_align: str,
     return_lse: bool,
+    dropout_p: float,
+    dropout_seed: Tensor | None,
 ) -> list[str]:
     """List every reason why `varlen_attention` would raise on these arguments."""
-    tensors = (query, key, value, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks)
+    tensors = (query, key, value, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, dropout_seed)
     reasons = ops.python_reasons("varlen_attention", tensors, window_size, causal_align)
     left, right = window_size if len(window_size) == 2 else (-1, -1)
     return reasons + ops.compiled_reasons(
         torch.ops.attn_ext.varlen_attention_why_not,
-        *tensors,
-        None,
-        0.0,
+        *tensors[:-1],
+        # any seed: the call would draw one
+        query.new_zeros(1, dtype=torch.int64) if dropout_seed is None else dropout_seed,
+        dropout_p,
         -1 if max_seqlen_q is None else max_seqlen_q,
         -1 if max_seqlen_k is None else max_seqlen_k,
         1.0 if scale is None else scale,
@@ -147,9 +156,13 @@ def reference(
     sinks: Tensor | None = None,
     causal_align: str = "bottom_right",
     return_lse: bool = False,
+    dropout_mask: Tensor | None = None,
     **options: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`varlen_attention` in plain torch: the dense reference on one sequence after the other."""
+    """`varlen_attention` in plain torch: the dense reference on one sequence after the other.
+
+    Dropout is given by what it multiplies the weights by, `[B, Hq, longest Sq, longest Sk]`.
+    """
     outs, lses = [], []
     spans = zip(pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist()), strict=True)
     for b, ((q0, q1), (k0, k1)) in enumerate(spans):
@@ -162,12 +175,14 @@ def reference(
             sinks=_of_sequence(sinks, b),
             causal_align=causal_align,
             return_lse=True,
+            dropout_mask=None if dropout_mask is None else dropout_mask[b, :, : q1 - q0, : k1 - k0],
             **options,
         )
         outs.append(o.transpose(0, 1))
         lses.append(lse)
-    out = torch.cat(outs) if outs else query.new_empty(0, query.shape[1], value.shape[-1])
-    lse = torch.cat(lses, -1) if lses else query.new_empty(query.shape[1], 0)
+    if not outs:  # no sequence: nothing, but differentiable
+        outs, lses = [query[:, :, :1].expand(-1, -1, value.shape[-1])], [query[:, :, 0].mT]
+    out, lse = torch.cat(outs), torch.cat(lses, -1)
     return (out, lse) if return_lse else out
 
 
