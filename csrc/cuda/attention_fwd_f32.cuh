@@ -19,13 +19,6 @@
 
 namespace atx::ATX_TARGET {
 
-struct alignas(8) Float2 {
-  float x[2];
-};
-struct alignas(16) Float4 {
-  float x[4];
-};
-
 template <class Tile>
 struct F32Smem {
   SmemTile<float, Tile::BLOCK_Q, Tile::D> q;  // at the end, the output on its way out

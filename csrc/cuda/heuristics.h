@@ -57,4 +57,45 @@ struct F32Tile {
   static constexpr int SHARED_BYTES = ((BLOCK_Q + 2 * BLOCK_KV) * D + BLOCK_Q * P_COLS) * 4;
 };
 
+// A pass of the backward: whose gradients its blocks own. MASK sums up the attn_mask's.
+enum class Pass { Q, K, V, KV, MASK };
+constexpr bool owns_keys(Pass pass) {
+  return pass == Pass::K || pass == Pass::V || pass == Pass::KV;
+}
+
+// Tensor cores (bf16, f16). A block owns BLOCK rows of Q and dO, or of K and V, and walks over the
+// other two in steps of STEP rows, of which two are in shared memory at a time. A warp owns 16 M
+// rows of the block.
+template <class T_, int D_, Pass PASS_, bool LINEAR>
+struct BwdTile {
+  using T = T_;
+  static constexpr Pass PASS = PASS_;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
+  static constexpr int M = 1;
+  static constexpr int BLOCK = 16 * M * WARPS;
+  // The largest block, of D 256, takes 96 KB of the 99 that sm_86 has.
+  static constexpr int STEP = D <= 192 ? 32 : 16;
+  static constexpr int SHARED_BYTES =
+      2 * (BLOCK + STAGES * STEP) * D * 2 + STAGES * STEP * 8;  // 8: a row's log-sum-exp and delta
+};
+
+// Whether dK and dV, of D columns each, are too much for the registers of one warp.
+template <class T>
+constexpr bool splits_keys_pass(int d) {
+  return sizeof(T) == 2 && d > 128;
+}
+
+// FMA units (f32). A lane multiplies BLOCK / 8 rows with STEP / 16.
+template <int D_, Pass PASS_>
+struct F32BwdTile {
+  using T = float;
+  static constexpr Pass PASS = PASS_;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 1;
+  // As many products per value read from shared memory as fit the 99 KB that a block may have on
+  // sm_86.
+  static constexpr int BLOCK = D <= 64 ? 64 : 32, STEP = D <= 128 ? 32 : 16;
+  static constexpr int SHARED_BYTES =
+      (2 * (BLOCK + STAGES * STEP) * D + BLOCK * STEP) * 4 + (STAGES * STEP * 8 + 127) / 128 * 128;
+};
+
 }  // namespace atx::ATX_TARGET

@@ -15,6 +15,14 @@ Status launch_attention_fwd_f32(const AttentionParams&, const Exec&);
 Status merge_states(const MergeStatesParams&, const Exec&);
 Status merge_states_bwd(const MergeStatesBwdParams&, const Exec&);
 
+template <class T, class Score>
+Status launch_attention_bwd(const AttentionBwdParams&, const Exec&);
+template <class T>
+Status launch_attention_bwd_mask(const AttentionBwdParams&, const Exec&);
+template <class T>
+Status launch_attention_bwd_delta(const AttentionBwdParams&, const Exec&);
+Status launch_attention_bwd_heads(const AttentionBwdParams&, const Exec&);
+
 namespace {
 
 template <class Score>
@@ -39,6 +47,40 @@ Status attention_fwd(const AttentionParams& p, const Exec& exec) {
       return attention_fwd_with<Window<float>>(p, exec);
     default:
       return attention_fwd_with<General<float>>(p, exec);
+  }
+}
+
+template <class T>
+Status attention_bwd_passes(const AttentionBwdParams& p, const Exec& exec) {
+  switch (score_id(p.fwd)) {
+    case ScoreId::Full:
+      return launch_attention_bwd<T, Full<float>>(p, exec);
+    case ScoreId::Window:
+      return launch_attention_bwd<T, Window<float>>(p, exec);
+    default:
+      return launch_attention_bwd<T, General<float>>(p, exec);
+  }
+}
+
+template <class T>
+Status attention_bwd_of(const AttentionBwdParams& p, const Exec& exec) {
+  Status failed = launch_attention_bwd_delta<T>(p, exec);
+  if (!failed) failed = attention_bwd_passes<T>(p, exec);
+  if (!failed && p.d_mask) failed = launch_attention_bwd_mask<T>(p, exec);
+  if (!failed) failed = launch_attention_bwd_heads(p, exec);
+  return failed;
+}
+
+Status attention_bwd(const AttentionBwdParams& p, const Exec& exec) {
+  switch (p.fwd.dtype) {
+    case DType::f32:
+      return attention_bwd_of<float>(p, exec);
+    case DType::f16:
+      return attention_bwd_of<f16>(p, exec);
+    case DType::bf16:
+      return attention_bwd_of<bf16>(p, exec);
+    default:
+      return "dtype without a kernel on this target";
   }
 }
 
@@ -86,7 +128,7 @@ const Kernels kernels = {
     .dtypes = bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
     .max_head_dim = 256,
     .attention_fwd = attention_fwd,
-    .attention_bwd = nullptr,
+    .attention_bwd = attention_bwd,
     .attention_stats = nullptr,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,

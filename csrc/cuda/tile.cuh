@@ -20,6 +20,12 @@ constexpr int CHUNK_BYTES = 16;
 struct alignas(CHUNK_BYTES) Chunk {
   uint32_t word[4];
 };
+struct alignas(8) Float2 {
+  float x[2];
+};
+struct alignas(16) Float4 {
+  float x[4];
+};
 __device__ __forceinline__ Chunk& as_chunk(void* p) { return *static_cast<Chunk*>(p); }
 
 // Of the elements in a 32-bit word: their sign bits, their exponent bits (all ones: inf or nan).
@@ -104,11 +110,11 @@ struct ChunkWalk {
   }
 };
 
-// Tiles of a matrix, from one that starts at first_row backwards. load(tile, first_row) sets the
-// tile to the ROWS rows from first_row on, zeros beyond the matrix's edges, outside of which
-// nothing is read. It is asynchronous: cp_async_commit, a wait and a barrier make it visible. WHOLE
-// says that the matrix is chunked and that none of the rows is beyond its end; otherwise that is
-// looked up, and a matrix that is not chunked is copied element by element.
+// Tiles of a matrix, from one that starts at first_row on, wherever it is moved. load(tile,
+// first_row) sets the tile to the ROWS rows from first_row on, zeros beyond the matrix's edges,
+// outside of which nothing is read. It is asynchronous: cp_async_commit, a wait and a barrier make
+// it visible. WHOLE says that the matrix is chunked and that none of the rows is beyond its end;
+// otherwise that is looked up, and a matrix that is not chunked is copied element by element.
 template <class Tile, int THREADS>
 struct TileStream {
   using T = typename Tile::T;
@@ -124,6 +130,7 @@ struct TileStream {
 
   __device__ __forceinline__ bool chunked() const { return from.chunked(source); }
   __device__ __forceinline__ void step_back() { source -= Tile::ROWS * from.stride; }
+  __device__ __forceinline__ void move(int64_t elements) { source += elements; }
 
   template <bool WHOLE = false>
   __device__ __forceinline__ void load(Tile& tile, int first_row) const {
@@ -210,10 +217,12 @@ struct FragmentAddress {
   }
   // The same, unknown to the compiler: addresses that follow from it are not moved out of a loop,
   // where they would occupy a dozen registers.
-  __device__ __forceinline__ FragmentAddress here() const {
-    FragmentAddress same = *this;
-    same.first = simt::opaque(first);
-    return same;
+  __device__ __forceinline__ FragmentAddress here() const { return here(0); }
+  // The same in the tile that lies `tiles` tiles further.
+  __device__ __forceinline__ FragmentAddress here(int tiles) const {
+    FragmentAddress there = *this;
+    there.first = simt::opaque(first + tiles * int(sizeof(Tile)));
+    return there;
   }
   // row, col: multiples of 16, constants after unrolling.
   __device__ __forceinline__ uint32_t at(int row, int col) const {

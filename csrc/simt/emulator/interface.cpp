@@ -24,6 +24,7 @@ Status with_buffers(const Params& params, const Exec& exec) {
 Kernels wrapped() {
   Kernels row = kernels;
   row.attention_fwd = with_buffers<&Kernels::attention_fwd, AttentionParams>;
+  row.attention_bwd = with_buffers<&Kernels::attention_bwd, AttentionBwdParams>;
   row.attention_stats = with_buffers<&Kernels::attention_stats, AttentionStatsParams>;
   row.merge_states = with_buffers<&Kernels::merge_states, MergeStatesParams>;
   row.merge_states_bwd = with_buffers<&Kernels::merge_states_bwd, MergeStatesBwdParams>;

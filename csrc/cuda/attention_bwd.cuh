@@ -1,0 +1,292 @@
+// The gradients of q, k and v: what FlashAttention-2 (Dao 2023, arXiv:2307.08691) computes in its
+// algorithm 2, but in passes that each own what they sum up, so that no addition is atomic and
+// results do not depend on the order of blocks:
+//
+// - Pass::Q: a block owns rows of Q, and walks over keys: dQ = scale dX K
+// - Pass::KV: a block owns rows of K, and walks over the queries of every head that reads them:
+//   dK = scale dXᵀ Q, dV = (M P)ᵀ dO. Where a warp has no registers for both: Pass::K, Pass::V
+//
+// Both are one loop. The block's own rows A = Q, B = dO (or K, V) stay in shared memory; tiles of
+// the other side, A' = K, B' = V (or Q, dO), pass by. Of each tile,
+//
+//   X = A A'ᵀ,  dW = B B'ᵀ,  pairs (attention_bwd_block.cuh),  dA += dX A',  dB += (M P) B'
+//
+// Engine multiplies: BwdWarp on tensor cores, BwdLane on FMA units. As in the forward, most tiles
+// are plain: nothing is masked, and both of its sides are whole. The others may hold nan or inf
+// that only some rows attend to (nonfinite.cuh).
+#pragma once
+#include "csrc/core/kernels.h"
+#include "csrc/cuda/attention_bwd_block.cuh"
+#include "csrc/cuda/attention_bwd_lane.cuh"
+#include "csrc/cuda/attention_bwd_warp.cuh"
+
+namespace atx::ATX_TARGET {
+
+template <class Engine>
+struct BwdSmem : Engine::Smem {
+  RowStat stats[Engine::Tile::STAGES][Engine::STEP];  // of a tile's queries, where keys are owned
+};
+
+// A pass over the partners of a block's rows.
+template <class Engine, class Score>
+struct BwdPass {
+  using Tile = typename Engine::Tile;
+  using T = typename Tile::T;
+  using Smem = BwdSmem<Engine>;
+  using Stream = TileStream<typename Engine::OtherTile, Tile::THREADS>;
+  static constexpr Pass PASS = Tile::PASS;
+  static constexpr bool KEYS = owns_keys(PASS);
+  static constexpr bool SUMS_A = PASS != Pass::V, SUMS_B = PASS == Pass::V || PASS == Pass::KV;
+  static constexpr int STEP = Tile::STEP, STAGES = Tile::STAGES, THREADS = Tile::THREADS;
+  static constexpr int ROWS = Engine::ROWS, COLS = Engine::COLS;
+
+  const AttentionBwdParams& p;
+  const BwdBlock& block;
+  Smem& smem;
+  const Steps steps;
+  const Engine engine;
+  Stream a, b;         // of the next tile
+  int stage = 0;       // where this tile is
+  RowStat stat;        // KEYS: of the next tile's query threadIdx.x
+  RowStat rows[ROWS];  // otherwise: of this lane's rows
+  typename Engine::Sums sums_a = {}, sums_b = {};
+  float alibi[ROWS] = {};  // Σ dY · distance of this lane's rows, General only
+
+  __device__ __forceinline__ BwdPass(const AttentionBwdParams& p, const BwdBlock& block, Smem& smem,
+                                     Steps steps, const GlobalMatrix<const T>& other_a,
+                                     const GlobalMatrix<const T>& other_b)
+      : p(p),
+        block(block),
+        smem(smem),
+        steps(steps),
+        engine(smem),
+        a(other_a, steps.first),
+        b(other_b, steps.first),
+        stat{0, 0} {
+    if constexpr (!KEYS) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+        rows[r] = row_stat<Score>(p, block.seq, block.b, block.h0, block.first + engine.row(r));
+    }
+  }
+
+  // Starts the copies of the tile at `at` of head h. WHOLE: TileStream's.
+  template <bool WHOLE>
+  __device__ __forceinline__ void fetch(int to, int h, int at) {
+    a.template load<WHOLE>(smem.other[2 * to], at);
+    b.template load<WHOLE>(smem.other[2 * to + 1], at);
+    simt::cp_async_commit();
+    if (KEYS && threadIdx.x < STEP)
+      stat = row_stat<Score>(p, block.seq, block.b, h, at + int(threadIdx.x));
+  }
+
+  // Moves on to the tile after the one at `at` of head h, and fetches it, if there is one.
+  template <bool WHOLE>
+  __device__ __forceinline__ void fetch_next(int to, int h, int at) {
+    if (at + STEP < steps.last) {
+      a.move(STEP * a.from.stride);
+      b.move(STEP * b.from.stride);
+      fetch<WHOLE>(to, h, at + STEP);
+    } else if (KEYS && h + 1 < block.h1) {
+      a.move(p.fwd.q_stride.head - (at - steps.first) * a.from.stride);
+      b.move(p.d_o_stride.head - (at - steps.first) * b.from.stride);
+      fetch<WHOLE>(to, h + 1, steps.first);
+    }
+  }
+
+  // Whether nothing in the tile at `at` is masked and it, as the one after it, is whole and
+  // chunked.
+  __device__ __forceinline__ bool is_plain(const Score& score, int at) const {
+    if (!a.chunked() || !b.chunked() || at + 2 * STEP > a.from.rows) return false;
+    const int own_end = block.first + Tile::BLOCK;
+    if (KEYS) return score.full(at, at + STEP, block.first, own_end);
+    return score.full(block.first, own_end, at, at + STEP);
+  }
+
+  // x ← weights, d ← dX.
+  template <bool MASKED>
+  __device__ __forceinline__ void differentiate(const Score& score, typename Engine::Products& x,
+                                                typename Engine::Products& d, int h, int at) {
+    const Pairs<Score> pairs(score, p.fwd, block.seq.sq);
+    const auto place = [&](int r, int c) {
+      const int own = block.first + engine.row(r), other = at + engine.col(c);
+      return KEYS ? Pair{other, own} : Pair{own, other};
+    };
+    uint32_t kept = ~0u;
+    if constexpr (!Score::LINEAR)
+      if (p.fwd.dropout > 0) kept = kept_pairs<ROWS, COLS>(p.fwd, block.b, h, place);
+#pragma unroll
+    for (int c = 0; c < COLS; ++c) {
+      RowStat column{};
+      if constexpr (KEYS) column = smem.stats[stage][engine.col(c)];
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        const auto [i, j] = place(r, c);
+        const RowStat row = KEYS ? column : rows[r];
+        const PairGradient g = pairs.template gradient<MASKED>(
+            engine.at(x, r, c), engine.at(d, r, c), i, j, row, kept >> (r * COLS + c) & 1);
+        engine.at(x, r, c) = g.weight;
+        engine.at(d, r, c) = g.product;
+        if constexpr (PASS == Pass::Q && !Score::LINEAR)
+          alibi[r] -= g.logit * OneLane<float>::distance(i + score.level, j);
+      }
+    }
+  }
+
+  // The tile at `at` of query head h, which is on its way. PLAIN: is_plain says so; answers false,
+  // with nothing done, if one of its rows attends to nothing all the same.
+  template <bool PLAIN>
+  __device__ __forceinline__ bool step(const Score& score, int h, int at) {
+    simt::cp_async_wait<0>();
+    if (KEYS && threadIdx.x < STEP) smem.stats[stage][threadIdx.x] = stat;
+    // The tile has landed for every thread, and no warp still reads the last one in the other
+    // stage, which is overwritten now.
+    if (KEYS && PLAIN) {
+      if (simt::sync_or(stat.base == -INFINITY)) return false;
+    } else {
+      simt::sync();
+    }
+    const int a_tile = 2 * stage, b_tile = 2 * stage + 1;
+    const bool guarded =
+        !PLAIN && simt::sync_or((SUMS_A && holds_nonfinite<THREADS>(smem.other[a_tile])) ||
+                                (SUMS_B && holds_nonfinite<THREADS>(smem.other[b_tile])));
+    if (STAGES == 2) fetch_next<PLAIN>(stage ^ 1, h, at);
+
+    typename Engine::Products x = {}, d = {};
+    engine.multiply(x, 0, a_tile);
+    if constexpr (SUMS_A) engine.multiply(d, 1, b_tile);
+    differentiate<!PLAIN>(score, x, d, h, at);
+    if constexpr (SUMS_B) engine.accumulate(sums_b, x, smem, b_tile, guarded);
+    if constexpr (SUMS_A) engine.accumulate(sums_a, d, smem, a_tile, guarded);
+
+    if (STAGES == 1) {
+      simt::sync();  // no warp still reads the tile, which is overwritten now
+      fetch_next<PLAIN>(stage, h, at);
+    } else {
+      stage ^= 1;
+    }
+    return true;
+  }
+
+  // Every tile of query head h. plain: there may be plain ones.
+  __device__ __forceinline__ void walk(const Score& score, int h, bool plain) {
+    for (int at = steps.first; at < steps.last; at += STEP) {
+      while (plain && is_plain(score, at) && step<true>(score, h, at)) at += STEP;
+      if (at < steps.last) step<false>(score, h, at);
+    }
+  }
+
+  // Whether one of the block's queries attends to nothing.
+  __device__ __forceinline__ bool holds_void_row() const {
+    bool found = false;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+      found |= rows[r].base == -INFINITY && block.first + engine.row(r) < block.seq.sq;
+    return simt::sync_or(found);
+  }
+};
+
+template <class Engine, class Score>
+__global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
+    attention_bwd(const __grid_constant__ AttentionBwdParams p) {
+  using T = typename Engine::T;
+  using This = BwdPass<Engine, Score>;
+  using Tile = typename Engine::Tile;
+  constexpr int THREADS = Tile::THREADS, BLOCK = Tile::BLOCK;
+  constexpr bool KEYS = This::KEYS;
+  const AttentionParams& f = p.fwd;
+  const BwdBlock block(f, BLOCK, KEYS);
+  const auto [b, h_kv, h0, h1, first, seq] = block;
+  const int rows = KEYS ? seq.sk : seq.sq;
+  if (first >= rows) return;  // a shorter sequence than the longest
+  const int end = first + BLOCK < rows ? first + BLOCK : rows;
+  const GlobalMatrix<const T> q(f.q, f.q_stride, b, h0, seq.q_row, seq.sq, f.D);
+  const GlobalMatrix<const T> k(f.k, f.k_stride, b, h_kv, seq.k_row, seq.sk, f.D);
+  const GlobalMatrix<const T> v(f.v, f.v_stride, b, h_kv, seq.k_row, seq.sk, f.Dv);
+  const GlobalMatrix<const T> d_o(p.d_o, p.d_o_stride, b, h0, seq.q_row, seq.sq, f.Dv);
+  auto& smem = simt::shared<typename This::Smem>();
+
+  const Score some(f, seq, b, h0);  // every head has the same range
+  const Steps steps = KEYS ? query_steps<Engine::STEP>(some, first, end, seq.sq)
+                           : key_steps<Engine::STEP>(some, first, end);
+  using OwnStream = TileStream<typename Engine::OwnTile, THREADS>;
+  OwnStream(KEYS ? k : q, first).load(smem.own[0], first);
+  if constexpr (This::SUMS_A) OwnStream(KEYS ? v : d_o, first).load(smem.own[1], first);
+  This pass(p, block, smem, steps, KEYS ? q : k, KEYS ? d_o : v);
+  if (steps.first < steps.last && h0 < h1) pass.template fetch<false>(0, h0, steps.first);
+  simt::cp_async_commit();
+
+  const bool plain = KEYS || !pass.holds_void_row();
+  for (int h = h0; h < h1; ++h) pass.walk(Score(f, seq, b, h), h, plain);
+
+  simt::cp_async_wait<0>();
+  simt::sync();  // own rows have landed even if no tile followed, and no lane still reads them: the
+                 // gradients overwrite them
+  if constexpr (This::SUMS_A) pass.engine.finish(pass.sums_a, Pairs<Score>::unit(f), smem, 0);
+  if constexpr (This::SUMS_B) pass.engine.finish(pass.sums_b, 1, smem, 1);
+  simt::sync();  // threads store what others have written
+  const auto store = [&](void* to, const Strides& stride, int h, int64_t first_row, int cols,
+                         int a) {
+    if (!to) return;
+    const GlobalMatrix<T> matrix(to, stride, b, h, first_row, rows, cols);
+    store_rows<BLOCK, THREADS>(matrix, first, smem.own[a], 0);
+  };
+  if constexpr (KEYS) {
+    if constexpr (This::SUMS_A) store(p.d_k, p.d_k_stride, h_kv, seq.k_row, f.D, 0);
+    if constexpr (This::SUMS_B) store(p.d_v, p.d_v_stride, h_kv, seq.k_row, f.Dv, 1);
+  } else {
+    store(p.d_q, p.d_q_stride, h0, seq.q_row, f.D, 0);
+    if constexpr (!Score::LINEAR) {
+      if (!p.d_alibi_rows) return;
+      float* const shares = head_rows(static_cast<float*>(p.d_alibi_rows), f, seq, b, h0);
+#pragma unroll
+      for (int r = 0; r < This::ROWS; ++r) {
+        const float share = pass.engine.sum_row(pass.alibi[r]);
+        const int i = first + pass.engine.row(r);
+        if (pass.engine.leads_row() && i < seq.sq) shares[i] = share;
+      }
+    }
+  }
+}
+
+template <class Engine, class Score>
+Status launch_bwd_pass(const AttentionBwdParams& p, const Exec& exec) {
+  using Tile = typename Engine::Tile;
+  static_assert(sizeof(BwdSmem<Engine>) == Tile::SHARED_BYTES);
+  return simt::launch(attention_bwd<Engine, Score>,
+                      bwd_blocks(p.fwd, Tile::BLOCK, owns_keys(Tile::PASS)), Tile::THREADS,
+                      Tile::SHARED_BYTES, exec.stream, p);
+}
+
+template <class T, class Score>
+struct BwdEngines {
+  template <int D, Pass PASS>
+  using Engine = BwdWarp<BwdTile<T, D, PASS, Score::LINEAR>>;
+};
+template <class Score>
+struct BwdEngines<float, Score> {
+  template <int D, Pass PASS>
+  using Engine = BwdLane<F32BwdTile<D, PASS>>;
+};
+
+template <class T, class Score>
+Status launch_attention_bwd(const AttentionBwdParams& p, const Exec& exec) {
+  return with_head_dim(p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) -> Status {
+    using Engines = BwdEngines<T, Score>;
+    Status failed = nullptr;
+    const auto launch = [&]<Pass PASS>() {
+      if (!failed)
+        failed = launch_bwd_pass<typename Engines::template Engine<D, PASS>, Score>(p, exec);
+    };
+    if (p.d_q || p.d_alibi) launch.template operator()<Pass::Q>();
+    if constexpr (splits_keys_pass<T>(D)) {
+      if (p.d_k) launch.template operator()<Pass::K>();
+      if (p.d_v) launch.template operator()<Pass::V>();
+    } else if (p.d_k || p.d_v) {
+      launch.template operator()<Pass::KV>();
+    }
+    return failed;
+  });
+}
+
+}  // namespace atx::ATX_TARGET

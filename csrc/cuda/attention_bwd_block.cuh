@@ -1,0 +1,175 @@
+// What every pass of the backward settles outside its products: which rows a block owns, which it
+// walks over, and what a pair (i, j) of a query and a key passes on, from its product x = q_i · k_j
+// and the gradient of its weight, dO_i · v_j:
+//
+//   P = exp(Y - lse),  dY = P (M (dO_i · v_j) - delta),  dX = dY · dY/dX
+#pragma once
+#include "csrc/core/dropout.h"
+#include "csrc/core/score.h"
+#include "csrc/cuda/attention_block.cuh"
+#include "csrc/cuda/heuristics.h"
+
+namespace atx::ATX_TARGET {
+
+// Grid index → rows [first, first + block) of one side of one head: of a query head, or of a key
+// head, whose gradients sum over the query heads [h0, h1) that read it.
+struct BwdBlock {
+  int b, h_kv, h0, h1, first;
+  Sequence seq;
+
+  __device__ __forceinline__ BwdBlock(const AttentionParams& p, int block, bool keys) {
+    const int tiles = int((int64_t(keys ? p.Sk : p.Sq) + block - 1) / block);
+    const int heads = keys ? p.Hkv : p.Hq, group = p.Hq / p.Hkv;
+    const int index = int(simt::opaque(blockIdx.x)), tile = index % tiles, head = index / tiles;
+    b = head / heads;
+    const int h = head % heads;
+    h_kv = keys ? h : h / group;
+    h0 = keys ? h * group : h;
+    h1 = keys ? h0 + group : h + 1;
+    seq = sequence(p, b);
+    // The longest blocks should not start last: late queries, early keys, where a mask is causal.
+    first = (keys ? tile : tiles - 1 - tile) * block;
+  }
+};
+
+inline int64_t bwd_blocks(const AttentionParams& p, int block, bool keys) {
+  const int64_t rows = keys ? p.Sk : p.Sq;
+  return (rows + block - 1) / block * (keys ? p.Hkv : p.Hq) * p.B;
+}
+
+// What a query's pairs need to know of it. base: its log-sum-exp, times log2(e) for linear
+// policies, -inf where the row attends to nothing or does not exist.
+struct alignas(8) RowStat {
+  float base, delta;
+};
+
+// Rows of one (sequence, head) of a tensor in lse's layout.
+template <class T>
+__device__ __forceinline__ T* head_rows(T* tensor, const AttentionParams& p, const Sequence& seq,
+                                        int b, int h) {
+  return tensor + b * p.lse_batch + h * p.lse_head + seq.q_row;
+}
+
+template <class Score>
+__device__ __forceinline__ RowStat row_stat(const AttentionBwdParams& p, const Sequence& seq, int b,
+                                            int h, int i) {
+  if (i >= seq.sq) return {-INFINITY, 0};
+  const float lse = head_rows(static_cast<const float*>(p.fwd.lse), p.fwd, seq, b, h)[i];
+  const float delta = head_rows(static_cast<const float*>(p.delta), p.fwd, seq, b, h)[i];
+  return {Score::LINEAR ? lse * LOG2_E : lse, delta};
+}
+
+// Steps of STEP rows [first, last), multiples of STEP but for the end, that hold every partner of
+// the rows [own0, own1).
+struct Steps {
+  int first, last;
+};
+
+template <int STEP, class Score>
+__device__ __forceinline__ Steps key_steps(const Score& score, int i0, int i1) {
+  const int begin = score.kv_begin(i0, i1), end = score.kv_end(i0, i1);
+  return {begin / STEP * STEP, begin < end ? end : begin / STEP * STEP};
+}
+
+// Later queries see later keys, so both ends can be found by bisection.
+template <int STEP, class Score>
+__device__ __forceinline__ Steps query_steps(const Score& score, int j0, int j1, int sq) {
+  const auto step_end = [&](int n) { return n * STEP + STEP < sq ? n * STEP + STEP : sq; };
+  const auto first_where = [](int lo, int hi, auto condition) {
+    while (lo < hi) {
+      const int middle = lo + (hi - lo) / 2;
+      if (condition(middle))
+        hi = middle;
+      else
+        lo = middle + 1;
+    }
+    return lo;
+  };
+  const int steps = int((int64_t(sq) + STEP - 1) / STEP);
+  const int first =
+      first_where(0, steps, [&](int n) { return score.kv_end(n * STEP, step_end(n)) > j0; });
+  const int last =
+      first_where(first, steps, [&](int n) { return score.kv_begin(n * STEP, step_end(n)) >= j1; });
+  return {first * STEP, last > first ? step_end(last - 1) : first * STEP};
+}
+
+struct Pair {
+  int i, j;  // query, key
+};
+
+// A pair's gradients. weight: M P, dV's share of dO. logit: dY. product: dX, but for a linear
+// policy's factor.
+struct PairGradient {
+  float weight, logit, product;
+};
+
+template <class Score>
+struct Pairs {
+  const Score& score;
+  const int sq;
+  const float unit_log2;  // linear: log2(e) · scale
+  const float kept;       // what dropout multiplies the weights by that it keeps
+
+  __device__ __forceinline__ Pairs(const Score& score, const AttentionParams& p, int sq)
+      : score(score),
+        sq(sq),
+        unit_log2(float(p.scale) * LOG2_E),
+        kept(p.dropout > 0 && p.dropout < 1 ? float(1 / (1 - p.dropout)) : 1.f) {}
+
+  // The factor of every dX that product leaves out.
+  __device__ __forceinline__ static float unit(const AttentionParams& p) {
+    return Score::LINEAR ? float(p.scale) : 1.f;
+  }
+
+  // MASKED: the pair may be masked out, or not exist. It then passes on 0, whatever x and d_weight
+  // are. keeps: dropout does.
+  template <bool MASKED>
+  __device__ __forceinline__ PairGradient gradient(float x, float d_weight, int i, int j,
+                                                   RowStat row, bool keeps) const {
+    using Lane = OneLane<float>;
+    bool attends = true;
+    float y = x;
+    if constexpr (MASKED) {
+      const bool exists = i < sq && j < score.sk;
+      // The policy may read a mask: no further than its end.
+      i = i < sq ? i : sq - 1;
+      j = j < score.sk ? j : score.sk - 1;
+      attends = exists && row.base != -INFINITY && score.template keep<Lane>(i, j, 1);
+    }
+    if constexpr (!Score::LINEAR) {
+      y = MASKED ? score.template score<Lane>(x, i, j, 1) : full_logit(score, x, i, j);
+      if (MASKED) attends = attends && y != -INFINITY;
+    }
+    float p = simt::exp2(Score::LINEAR ? fmaf(x, unit_log2, -row.base) : (y - row.base) * LOG2_E);
+    if (!Score::LINEAR) d_weight = keeps ? d_weight * kept : 0.f;
+    float logit = p * (d_weight - row.delta), product = logit;
+    if constexpr (!Score::LINEAR) {
+      product = logit * score.template derivative<Lane>(x);
+      p = keeps ? p * kept : 0.f;
+    }
+    if (!MASKED || attends) return {p, logit, product};
+    return {0, 0, 0};
+  }
+};
+
+// One bit for each pair of a lane's grid of ROWS x COLS, set where dropout keeps its weight.
+// place(r, c) is the pair's query and key.
+template <int ROWS, int COLS, class Place>
+__device__ __forceinline__ uint32_t kept_pairs(const AttentionParams& p, int b, int h,
+                                               Place place) {
+  static_assert(ROWS * COLS <= 32);
+  const Dropout<float> dropout(p, b);
+  uint32_t kept = 0;
+#pragma unroll 1
+  for (int at = 0; at < ROWS * COLS; ++at) {
+    const auto [i, j] = place(at / COLS, at % COLS);
+    float factor[4];
+    dropout.factors<OneLane<float>>(uint32_t(j) / 4, uint32_t(i), uint32_t(h), factor);
+    // Selected, not indexed: an array indexed at run time lies in memory.
+    const float even = j % 4 < 2 ? factor[0] : factor[2], odd = j % 4 < 2 ? factor[1] : factor[3];
+    kept |= uint32_t((j % 2 ? odd : even) != 0.f) << at;
+  }
+  return kept;
+}
+
+}  // namespace atx::ATX_TARGET

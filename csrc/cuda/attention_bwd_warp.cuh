@@ -1,0 +1,109 @@
+// The products of a backward pass on tensor cores, for bf16 and f16: a warp's view of its block.
+// It owns 16 M rows of the block, with no exchange between warps: what the first products leave in
+// C registers, for each pair of a row and a partner, is the A operand of the second.
+//
+// - lane: the pairs of fragment.h's C layout; row r of ROWS and column c of COLS of its own grid
+#pragma once
+#include "csrc/cuda/heuristics.h"
+#include "csrc/cuda/nonfinite.cuh"
+#include "csrc/cuda/tile.cuh"
+
+namespace atx::ATX_TARGET {
+
+template <class Tile_>
+struct BwdWarp {
+  using Tile = Tile_;
+  using T = typename Tile::T;
+  static constexpr int M = Tile::M, D = Tile::D, STEP = Tile::STEP;
+  static constexpr int ROWS = 2 * M, COLS = STEP / 4;
+
+  struct Smem {
+    SmemTile<T, Tile::BLOCK, D> own[2];  // at the end, their gradients on the way out
+    SmemTile<T, STEP, D> other[2 * Tile::STAGES];
+  };
+  using OwnTile = SmemTile<T, Tile::BLOCK, D>;
+  using OtherTile = SmemTile<T, STEP, D>;
+  using Products = float[M][STEP / 8][4];
+  using Sums = float[M][D / 8][4];
+
+  const FragmentAddress<OwnTile> own;
+  const FragmentAddress<OtherTile, Order::ACROSS> across;
+  const FragmentAddress<OtherTile> down;
+
+  __device__ __forceinline__ explicit BwdWarp(Smem& smem)
+      : own(smem.own[0], first_row(), lane()),
+        across(smem.other[0], 0, lane()),
+        down(smem.other[0], 0, lane()) {}
+
+  __device__ __forceinline__ static int lane() { return int(threadIdx.x % 32); }
+  __device__ __forceinline__ static int first_row() { return int(threadIdx.x / 32 * 16 * M); }
+  // Where the grid lies in the block's tile of pairs.
+  __device__ __forceinline__ static int row(int r) {
+    return first_row() + r / 2 * 16 + simt::c_place(lane(), r % 2 * 2).row;
+  }
+  __device__ __forceinline__ static int col(int c) {
+    return c / 2 * 8 + simt::c_place(lane(), c % 2).col;
+  }
+  __device__ __forceinline__ static float& at(Products& s, int r, int c) {
+    return s[r / 2][c / 2][r % 2 * 2 + c % 2];
+  }
+  // Σ over the lanes that share row r.
+  __device__ __forceinline__ static float sum_row(float x) {
+    x += simt::shfl_xor(x, 1);
+    return x + simt::shfl_xor(x, 2);
+  }
+  __device__ __forceinline__ static bool leads_row() { return lane() % 4 == 0; }
+
+  // s += own[a] other[b]ᵀ
+  __device__ __forceinline__ void multiply(Products& s, int a, int b) const {
+    const auto rows = own.here(a);
+    const auto partners = across.here(b);
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      uint32_t fragment[M][4];
+#pragma unroll
+      for (int m = 0; m < M; ++m) simt::ldmatrix_x4(fragment[m], rows.at(m * 16, k * 16));
+      multiply_nt(s, fragment, partners, k * 16);
+    }
+  }
+
+  // sums += weights other[b]. guarded: other[b] holds nan or inf, which reach only the rows whose
+  // weight is not 0.
+  __device__ __forceinline__ void accumulate(Sums& sums, const Products& weights, Smem&, int b,
+                                             bool guarded) const {
+    uint32_t packed[STEP / 16][M][4];
+#pragma unroll
+    for (int k = 0; k < STEP / 16; ++k) {
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
+          packed[k][m][i] = simt::pack2<T>(pair[0], pair[1]);
+        }
+      }
+    }
+    const auto partners = down.here(b);
+    if (guarded) {
+      multiply_guarded(sums, packed, partners);
+    } else {
+#pragma unroll
+      for (int k = 0; k < STEP / 16; ++k) multiply_nn(sums, packed[k], partners, k * 16);
+    }
+  }
+
+  // This warp's rows of own[a] ← factor · sums.
+  __device__ __forceinline__ void finish(const Sums& sums, float factor, Smem& smem, int a) const {
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+        const float* pair = &sums[r / 2][n][r % 2 * 2];
+        reinterpret_cast<uint32_t&>(smem.own[a].at(row(r), n * 8 + col(0))) =
+            simt::pack2<T>(pair[0] * factor, pair[1] * factor);
+      }
+    }
+  }
+};
+
+}  // namespace atx::ATX_TARGET
