@@ -5,4 +5,5 @@ from attn_ext.ops import (  # noqa: F401  importing them registers with torch
     attention_autograd,
     attention_double_backward,
     attention_fakes,
+    merge_states,
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attn_ext.ops import attention_vmap
 from attn_ext.ops.attention_fakes import accumulation_dtype
-from attn_ext.ops.differentiable import register
+from attn_ext.ops.differentiable import autograd_of, keep_arguments, register
 from attn_ext.ops.dropout import dropout_mask
 
 Q, K, V, MASK, ALIBI, SINKS = (1 << n for n in range(6))  # bits of `wanted`
@@ -132,47 +132,15 @@ def packed_gradients(
     return tuple(torch.cat(parts) for parts in zip(*sequences, strict=True))
 
 
-def _double_backward(formula):
-    """The autograd formula of an op that computes `formula`."""
-
-    def backward(ctx, *cotangents):
-        arguments = list(ctx.arguments)
-        for n, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
-            arguments[n] = tensor
-        sought = [n for n, need in enumerate(ctx.needs_input_grad) if need]
-
-        def of_sought(*values):
-            given = dict(zip(sought, values, strict=True))
-            return formula(*(given.get(n, x) for n, x in enumerate(arguments)))
-
-        with torch.autocast(arguments[0].device.type, enabled=False):
-            results, pull_back = torch.func.vjp(of_sought, *(arguments[n] for n in sought))
-            cotangents = tuple(
-                torch.zeros_like(r) if c is None else c.to(r.dtype)
-                for c, r in zip(cotangents, results, strict=True)
-            )
-            found = dict(zip(sought, pull_back(cotangents), strict=True))
-        return tuple(found.get(n) for n in range(len(arguments)))
-
-    return backward
-
-
-def _setup(ctx, inputs, output):
-    ctx.places = [n for n, x in enumerate(inputs) if isinstance(x, Tensor)]
-    ctx.save_for_backward(*(inputs[n] for n in ctx.places))
-    ctx.arguments = [None if isinstance(x, Tensor) else x for x in inputs]
-    ctx.set_materialize_grads(False)
-
-
 register(
     "attention_bwd",
-    setup_context=_setup,
-    backward=_double_backward(gradients),
+    setup_context=keep_arguments,
+    backward=autograd_of(gradients),
     vmap=attention_vmap.dense_bwd,
 )
 register(
     "varlen_attention_bwd",
-    setup_context=_setup,
-    backward=_double_backward(packed_gradients),
+    setup_context=keep_arguments,
+    backward=autograd_of(packed_gradients),
     vmap=attention_vmap.varlen_bwd,
 )

@@ -42,3 +42,39 @@ def call(name: str, *inputs: Any) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return op(*inputs)
     return _FUNCTIONS[op].apply(*inputs)
+
+
+def autograd_of(formula: Callable[..., tuple[Tensor, ...]]) -> Callable:
+    """Return the backward of an op that computes `formula`, a function in plain torch.
+
+    It goes with `keep_arguments` as the setup_context.
+    """
+
+    def backward(ctx, *cotangents):
+        arguments = list(ctx.arguments)
+        for n, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            arguments[n] = tensor
+        sought = [n for n, need in enumerate(ctx.needs_input_grad) if need]
+
+        def of_sought(*values):
+            given = dict(zip(sought, values, strict=True))
+            return formula(*(given.get(n, x) for n, x in enumerate(arguments)))
+
+        with torch.autocast(arguments[0].device.type, enabled=False):
+            results, pull_back = torch.func.vjp(of_sought, *(arguments[n] for n in sought))
+            cotangents = tuple(
+                torch.zeros_like(r) if c is None else c.to(r.dtype)
+                for c, r in zip(cotangents, results, strict=True)
+            )
+            found = dict(zip(sought, pull_back(cotangents), strict=True))
+        return tuple(found.get(n) for n in range(len(arguments)))
+
+    return backward
+
+
+def keep_arguments(ctx, inputs, output) -> None:
+    """Save every argument of an op for `autograd_of`."""
+    ctx.places = [n for n, x in enumerate(inputs) if isinstance(x, Tensor)]
+    ctx.save_for_backward(*(inputs[n] for n in ctx.places))
+    ctx.arguments = [None if isinstance(x, Tensor) else x for x in inputs]
+    ctx.set_materialize_grads(False)

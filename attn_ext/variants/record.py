@@ -1,7 +1,7 @@
 """What a variant owes the project; suites, benches and the README loop over these records."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -41,3 +41,5 @@ class Variant:
     op: str  # the compiled op behind it, for opcheck
     modules: tuple[str, ...] = ()
     targets: tuple[str, ...] = ("cpu", "cuda", "simt")
+    # arguments with which function and reference return (o, lse)
+    with_lse: dict[str, Any] = field(default_factory=lambda: {"return_lse": True})

@@ -42,10 +42,10 @@ class Merge {
                      return std::string("expected float64, float32, float16 or bfloat16; got ") +
                             torch::headeronly::toString(o_a.scalar_type());
                    });
-    reasons_.check(o_a.dim() == 4, ErrorKind::value, [&] {
-      return "expected o [batch, heads, length, head_dim]; got " + shape(o_a);
-    });
-    reasons_.raise_first();
+    if (!reasons_.check(o_a.dim() == 4, ErrorKind::value, [&] {
+          return "expected o [batch, heads, length, head_dim]; got " + shape(o_a);
+        }))
+      return;
     check_output("o_b", o_b);
     check_lse("lse_a", lse_a);
     check_lse("lse_b", lse_b);
@@ -83,6 +83,7 @@ class Merge {
   }
 
   void raise_first() const { reasons_.raise_first(); }
+  std::string joined() const { return reasons_.joined(); }
 
   template <class Params>
   void launch(Status (*Kernels::*family)(const Params&, const Exec&), const Params& params,
@@ -191,8 +192,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> merge_states_bwd(const Tensor& d_o, c
   return {d_o_a, d_lse_a, d_o_b, d_lse_b};
 }
 
+std::string why_not(const Tensor& o_a, const Tensor& lse_a, const Tensor& o_b,
+                    const Tensor& lse_b) {
+  return Merge("merge_states", o_a, lse_a, o_b, lse_b).joined();
+}
+
 void register_merge_states(torch::stable::detail::StableLibrary& m) {
   m.impl("merge_states", TORCH_BOX(&merge_states));
+  m.impl("merge_states_why_not", TORCH_BOX(&why_not));
   m.impl("merge_states_bwd", TORCH_BOX(&merge_states_bwd));
 }
 

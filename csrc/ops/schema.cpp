@@ -13,6 +13,7 @@
 #define INPUTS "Tensor q, Tensor k, Tensor v, "
 #define RESULTS "Tensor o, Tensor lse"
 #define STATS "Tensor entropy, Tensor column_sum, Tensor top_index, Tensor top_weight"
+#define PARTS "Tensor o_a, Tensor lse_a, Tensor o_b, Tensor lse_b"
 #define DENSE "Tensor? attn_mask, "
 #define PACKED "Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
 #define PER_HEAD "Tensor? alibi_slopes, Tensor? sinks, Tensor? seed, float dropout, "
@@ -42,7 +43,8 @@ STABLE_TORCH_LIBRARY(attn_ext, m) {
         "Tensor? alibi_slopes, " LENGTHS OPTIONS ") -> (" STATS ")");
 
   // o [B, H, S, Dv], lse [B, H, S].
-  m.def("merge_states(Tensor o_a, Tensor lse_a, Tensor o_b, Tensor lse_b) -> (" RESULTS ")");
+  m.def("merge_states(" PARTS ") -> (" RESULTS ")");
+  m.def("merge_states_why_not(" PARTS ") -> str");
   m.def(
       "merge_states_bwd(Tensor d_o, Tensor d_lse, Tensor o_a, Tensor lse_a, Tensor o_b, "
       "Tensor lse_b) -> (Tensor d_o_a, Tensor d_lse_a, Tensor d_o_b, Tensor d_lse_b)");
