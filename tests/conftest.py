@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backends", help="comma-separated; default: all of this machine but ptx")
-    parser.addoption("--every", type=int, default=1, help="take every so manieth case only")
+    parser.addoption("--every", type=int, help="take every so manieth case only; 1: all of them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,17 +30,30 @@ def pytest_configure(config: pytest.Config) -> None:
         build_library()
 
 
+# By default gradients take one case of so many where it is slow or repeats another target's source.
+SHARE = {"simt": 9, "cpu-scalar": 4, "cpu-avx2": 4}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames and "variant" in metafunc.fixturenames:
-        cases = [(v, c) for v in VARIANTS.values() for c in v.cases]
-        cases = cases[:: metafunc.config.getoption("--every")]
+    config = metafunc.config
+    chosen, every = config.getoption("--backends"), config.getoption("--every")
+    names = chosen.split(",") if chosen else [n for n in backends() if n != "ptx"]
+    used = metafunc.fixturenames
+    if "gradient_case" in used:
+        cases = [(v, c) for v in VARIANTS.values() for c in v.cases if not c.poison]
+        runs = [
+            pytest.param(v, c, backend(n), id=f"{v.name}-{c.name}-{n}")
+            for n in names
+            for v, c in cases[:: every or (1 if chosen else SHARE.get(n, 1))]
+        ]
+        metafunc.parametrize(("gradient_variant", "gradient_case", "backend"), runs)
+        return
+    if "case" in used and "variant" in used:
+        cases = [(v, c) for v in VARIANTS.values() for c in v.cases][:: every or 1]
         ids = [f"{v.name}-{c.name}" for v, c in cases]
         metafunc.parametrize(("variant", "case"), cases, ids=ids)
-    if "backend" not in metafunc.fixturenames:
-        return
-    chosen = metafunc.config.getoption("--backends")
-    names = chosen.split(",") if chosen else [n for n in backends() if n != "ptx"]
-    metafunc.parametrize("backend", [pytest.param(backend(n), id=n) for n in names])
+    if "backend" in used:
+        metafunc.parametrize("backend", [pytest.param(backend(n), id=n) for n in names])
 
 
 @pytest.fixture

@@ -57,11 +57,11 @@ def _call(name: str, tensors: tuple[Tensor | None, ...], *options):
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
     ):
         return call(name, *tensors, *options)
     with torch._C._AutoDispatchBelowAutograd():
-        return call(name, *tensors, *options)
+        return getattr(torch.ops.attn_ext, name).default(*tensors, *options)
 
 
 def attention_fwd(

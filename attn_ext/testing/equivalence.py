@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_ext.ops.dropout import dropout_mask
 from attn_ext.testing.backends import Backend
 from attn_ext.variants.record import Case, Variant
 
@@ -26,14 +27,29 @@ class Comparison:
     lse_bound: float
 
 
-def _floats_to(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    return {
+def for_reference(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Return the same call for a reference: in `dtype`, dropout by its mask instead of a seed."""
+    call = {
         n: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
         for n, x in inputs.items()
     }
+    p, seed = call.pop("dropout_p", 0.0), call.pop("dropout_seed", None)
+    if p:
+        q, k, v = (call[n] for n in ("query", "key", "value"))
+        if "cu_seqlens_q" in call:
+            lengths = [call[n].diff() for n in ("cu_seqlens_q", "cu_seqlens_k")]
+            longest = [int(x.max()) if x.numel() else 0 for x in lengths]
+            mask = dropout_mask(seed, lengths[0].numel(), q.shape[1], *longest, p)
+        else:
+            batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (q, k, v)))
+            hq, sq, sk = q.shape[-3], q.shape[-2], k.shape[-2]
+            mask = dropout_mask(seed, batch.numel(), hq, sq, sk, p).reshape(*batch, hq, sq, sk)
+        call["dropout_mask"] = mask
+    return call
 
 
-def _same_nonfinite(got: Tensor, expected: Tensor, what: str) -> None:
+def same_nonfinite(got: Tensor, expected: Tensor, what: str) -> None:
+    """Raise AssertionError unless nan and inf are at the same positions."""
     for name, positions in (
         ("nan", torch.isnan),
         ("+inf", torch.isposinf),
@@ -46,7 +62,8 @@ def _same_nonfinite(got: Tensor, expected: Tensor, what: str) -> None:
         )
 
 
-def _error(got: Tensor, expected: Tensor) -> float:
+def largest_error(got: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference where the expected value is finite."""
     finite = expected.isfinite()
     return float((got.double() - expected)[finite].abs().max()) if finite.any() else 0.0
 
@@ -74,18 +91,18 @@ def check(
     with backend.context():
         o, lse = variant.fn(**there, return_lse=True)
     o, lse = o.cpu(), lse.cpu()
-    exact, exact_lse = variant.reference(**_floats_to(inputs, torch.float64), return_lse=True)
-    naive, naive_lse = variant.reference(**_floats_to(inputs, dtype), return_lse=True)
+    exact, exact_lse = variant.reference(**for_reference(inputs, torch.float64), return_lse=True)
+    naive, naive_lse = variant.reference(**for_reference(inputs, dtype), return_lse=True)
     assert o.shape == exact.shape and o.dtype == dtype, f"o: {o.shape} {o.dtype}"
     assert lse.shape == exact_lse.shape, f"lse: {lse.shape}, expected {exact_lse.shape}"
-    _same_nonfinite(o, exact, "o")
-    _same_nonfinite(lse, exact_lse, "lse")
+    same_nonfinite(o, exact, "o")
+    same_nonfinite(lse, exact_lse, "lse")
     # lse leaves the kernel in the accumulation type, so a 16-bit naive lse would allow too much
     lse_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     result = Comparison(
-        error=_error(o, exact),
+        error=largest_error(o, exact),
         bound=bound(naive, exact),
-        lse_error=_error(lse, exact_lse),
+        lse_error=largest_error(lse, exact_lse),
         lse_bound=bound(naive_lse, exact_lse) if naive_lse.dtype == lse_dtype else 1e-5,
     )
     assert math.isfinite(result.error) and result.error <= result.bound, f"o: {result}"
