@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_ext.testing import Backend, Comparison, check
+from attn_ext.testing import Backend, Comparison, check, check_gradients
 from attn_ext.variants.attention import keep_mask
 from attn_ext.variants.record import Case, Variant
 
@@ -69,13 +69,21 @@ def sampled(variant: Variant, rows: Tensor) -> Variant:
     return replace(variant, fn=fn, reference=reference)
 
 
-def verify(variant: Variant, case: Case, dtype: torch.dtype, backend: Backend) -> Verdict:
-    """Run the call and its torch peers and say whether they agree with the reference."""
+def verify(
+    variant: Variant, case: Case, dtype: torch.dtype, backend: Backend, work: str = "forward"
+) -> Verdict:
+    """Run the call and its torch peers and say whether they agree with the reference.
+
+    Where gradients are timed they are compared as well, all of them: such a case must fit the
+    reference.
+    """
     rows = _rows(case.inputs(dtype))
     compared = variant if rows is None else sampled(variant, rows)
     try:
         result = check(compared, case, dtype, backend)
         disagreement = _peer_disagreement(variant, case, dtype, backend, result)
+        if work != "forward":
+            check_gradients(variant, case, dtype, backend)
     except Exception as error:  # a call that raises must not end the whole run
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return Verdict(message=reason)
@@ -87,6 +95,8 @@ def _peer_disagreement(
 ) -> str:
     """Timings are comparable only if torch was asked for the same result."""
     inputs = to_device(case.inputs(dtype), backend.device)
+    if inputs.get("dropout_p"):
+        return ""  # torch drops other weights
     with backend.context():
         o = variant.fn(**inputs).double()
     # torch may round in other places than the naive reference does

@@ -48,6 +48,7 @@ def sdpa(inputs: Inputs) -> Call | None:
     mask = _mask(inputs)
     options = {
         "attn_mask": mask,
+        "dropout_p": inputs.get("dropout_p", 0.0),
         "is_causal": inputs.get("is_causal", False) and mask is None,
         "scale": inputs.get("scale"),
         "enable_gqa": inputs.get("enable_gqa", False),

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attn_ext import _C
 from attn_ext.testing import Backend, backends
+from attn_ext.testing.equivalence import for_reference
 from attn_ext.variants import VARIANTS
 from attn_ext.variants.record import Cost
 
@@ -18,6 +20,7 @@ from .correctness import MAX_REFERENCE_SCORES, Verdict, scores, to_device, verif
 from .measure import interleave, quartiles, ratios
 from .peers import peers
 from .suites import BenchCase
+from .work import cost_of, differentiable, prepare
 
 OURS, REFERENCE = "attn_ext", "reference"
 # The plain-Python reference is many times slower: its ratio needs fewer rounds to be clear.
@@ -42,12 +45,12 @@ class Place:
         return self.backend.device
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self, gradients: bool = False) -> Iterator[None]:
         """Inside: this target serves CPU tensors, and torch has this many threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            with self.backend.context(), torch.inference_mode():
+            with self.backend.context(), torch.inference_mode(not gradients):
                 yield
         finally:
             torch.set_num_threads(before)
@@ -80,6 +83,7 @@ class Result:
         return {
             "case": self.case.name,
             "variant": self.case.variant,
+            "work": self.case.work,
             "dtype": name(self.dtype),
             "device": self.place.device,
             "target": self.place.target,
@@ -125,8 +129,8 @@ def places(
 
 def check_case(case: BenchCase, dtype: torch.dtype, place: Place) -> Verdict:
     """Hold a case to its reference at its place."""
-    with place.entered():
-        return verify(VARIANTS[case.variant], case.case, dtype, place.backend)
+    with place.entered(gradients=case.work != "forward"):
+        return verify(VARIANTS[case.variant], case.case, dtype, place.backend, case.work)
 
 
 def measure_case(
@@ -136,15 +140,19 @@ def measure_case(
     verdict = check_case(case, dtype, place)
     if not verdict.ok:
         return Result(case, dtype, place, verdict)
-    variant = VARIANTS[case.variant]
-    with place.entered():
+    variant, work = VARIANTS[case.variant], case.work
+    with place.entered(gradients=work != "forward"):
         inputs = case.case.inputs(dtype)
         cost, reference_fits = variant.cost(inputs), scores(inputs) <= 2 * MAX_REFERENCE_SCORES
         inputs = to_device(inputs, place.device)
-        calls: dict[str, Callable[[], object]] = {OURS: lambda: variant.fn(**inputs)}
+        if work != "forward":
+            inputs = differentiable(inputs, case.gradients)
+        calls: dict[str, Callable[[], Tensor]] = {OURS: lambda: variant.fn(**inputs)}
         calls |= peers(inputs)
         if reference_fits:
-            calls[REFERENCE] = lambda: variant.reference(**inputs)
+            plain = for_reference(inputs, dtype)
+            calls[REFERENCE] = lambda: variant.reference(**plain)
+        calls = {n: prepare(call, work, inputs, case.gradients) for n, call in calls.items()}
         seconds = interleave(
             calls,
             rounds,
@@ -153,7 +161,7 @@ def measure_case(
             at_most={REFERENCE: REFERENCE_ROUNDS},
             limit=limit,
         )
-    return Result(case, dtype, place, verdict, cost, seconds)
+    return Result(case, dtype, place, verdict, cost_of(work, cost), seconds)
 
 
 def ceilings(place: Place, dtypes: set[torch.dtype]) -> Ceilings:

@@ -1,7 +1,7 @@
 """What is timed: suites are lists of cases, and a case is a call of a variant worth knowing."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,13 +14,16 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 class BenchCase:
     """One call of a variant, in each of some dtypes.
 
-    A `cold` case is timed with K and V out of the caches, as a decoding model finds them.
+    `work` is one of work.WORK, with gradients of the inputs named in `gradients`. A `cold` case is
+    timed with K and V out of the caches, as a decoding model finds them.
     """
 
     case: AttentionCase
     dtypes: tuple[torch.dtype, ...] = (FP32, BF16)
     variant: str = "attention"
     cold: bool = False
+    work: str = "forward"
+    gradients: tuple[str, ...] = ("query", "key", "value")
 
     @property
     def name(self) -> str:
@@ -37,6 +40,9 @@ class BenchCase:
         words += ["window {}:{}".format(*c.window)] * (c.window != (-1, -1))
         words += [f"soft-cap {c.softcap:g}"] * (c.softcap > 0) + ["alibi"] * c.alibi
         words += ["sinks"] * c.sinks + [f"{c.mask} mask"] * bool(c.mask)
+        words += [f"dropout {c.dropout:g}"] * (c.dropout > 0)
+        words += [self.work] * (self.work != "forward")
+        words += ["with mask gradient"] * ("attn_mask" in self.gradients)
         return " ".join(words)
 
 
@@ -58,6 +64,16 @@ def _square(s: int, d: int, dtypes: tuple[torch.dtype, ...] = (FP32, BF16), **op
     """Self attention of 8 heads."""
     options = {"dv": d, "hkv": 8} | options
     return BenchCase(AttentionCase(b=1, hq=8, sq=s, sk=s, d=d, **options), dtypes)
+
+
+def _training(
+    d: int, dtypes: tuple[torch.dtype, ...] = (FP32,), work: str = "training", **options
+) -> BenchCase:
+    """Self attention of 8 heads with gradients; of a float mask, too."""
+    # All scores of this length are within what the correctness gate compares.
+    case = _square(1024, d, dtypes, **options)
+    names = case.gradients + ("attn_mask",) * (options.get("mask") == "bias")
+    return replace(case, work=work, gradients=names)
 
 
 def _decode(
@@ -88,6 +104,7 @@ SUITES: dict[str, Suite] = {
             _square(1024, 64, causal=True),
             _square(2048, 64, (FP32,), window=(128, 0)),
             _square(512, 64, (FP32,), softcap=30.0),
+            _training(64, (FP32, BF16)),
             _decode(2048, 8),
             _small(16),
             _packed((512, 64, 333, 17)),
@@ -104,9 +121,27 @@ SUITES: dict[str, Suite] = {
             for causal in (False, True)
         ),
     ),
-    "speed-table": Suite(
-        "the forward rows of the project's goals",
+    "training": Suite(
+        "the backward alone, and forward and backward as in a training step",
         (
+            *(_training(d, (FP32,), "backward") for d in (64, 128)),
+            *(_training(d, _ALL) for d in (64, 128)),
+            *(_training(d, _ALL, causal=True) for d in (64, 128)),
+            _training(64, _ALL, dropout=0.1),
+            _training(64, _ALL, mask="bias"),
+            _training(128, _ALL, dv=64),
+            _training(64, _ALL, softcap=30.0),
+            _training(64, _ALL, hkv=2),
+        ),
+        rounds=10,
+    ),
+    "speed-table": Suite(
+        "the forward and training rows of the project's goals",
+        (
+            *(_training(d, (FP32,), "backward") for d in (64, 128)),
+            *(_training(d, (FP32,), causal=True) for d in (64, 128)),
+            *(_training(d, (BF16, FP16)) for d in (64, 128)),
+            *(_training(64, **option) for option in ({"dropout": 0.1}, {"mask": "bias"})),
             *(_square(2048, d, _ALL) for d in (64, 128)),
             *(_square(2048, d, causal=True) for d in (64, 128)),
             _square(2048, 128, (FP32,), dv=64),
