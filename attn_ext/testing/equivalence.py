@@ -86,13 +86,13 @@ def check(
     variant: Variant, case: Case, dtype: torch.dtype, backend: Backend, seed: int = 0
 ) -> Comparison:
     """Compare a case on a backend with the reference; AssertionError where the rule is broken."""
-    inputs = case.inputs(dtype, seed)
+    inputs = case.inputs(dtype, seed) | variant.with_lse
     there = {n: x.to(backend.device) if isinstance(x, Tensor) else x for n, x in inputs.items()}
     with backend.context():
-        o, lse = variant.fn(**there, return_lse=True)
+        o, lse = variant.fn(**there)
     o, lse = o.cpu(), lse.cpu()
-    exact, exact_lse = variant.reference(**for_reference(inputs, torch.float64), return_lse=True)
-    naive, naive_lse = variant.reference(**for_reference(inputs, dtype), return_lse=True)
+    exact, exact_lse = variant.reference(**for_reference(inputs, torch.float64))
+    naive, naive_lse = variant.reference(**for_reference(inputs, dtype))
     assert o.shape == exact.shape and o.dtype == dtype, f"o: {o.shape} {o.dtype}"
     assert lse.shape == exact_lse.shape, f"lse: {lse.shape}, expected {exact_lse.shape}"
     same_nonfinite(o, exact, "o")

@@ -4,7 +4,8 @@ Cotangents go in at o and at lse; every float input gets its gradient: query, ke
 mask, slopes and sinks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,14 +23,16 @@ def gradients(
     d_lse: Tensor,
     *,
     allow_unused: bool = False,
+    with_lse: Mapping[str, Any] = MappingProxyType({"return_lse": True}),
 ) -> dict[str, Tensor]:
-    """Return the gradient of every float input of `fn(**inputs, return_lse=True)` by name.
+    """Return the gradient of every float input of `fn(**inputs, **with_lse)` by name.
 
     Args:
         fn: a variant's function or its reference.
         inputs: keyword arguments.
         d_o: cotangent of o.
         d_lse: cotangent of lse.
+        with_lse: arguments with which `fn` returns (o, lse).
         allow_unused: inputs that do not reach a result get zeros instead of an error.
     """
     leaves = {
@@ -37,7 +40,7 @@ def gradients(
         for n, x in inputs.items()
         if isinstance(x, Tensor) and x.is_floating_point() and n != "dropout_mask"
     }
-    o, lse = fn(**(inputs | leaves), return_lse=True)
+    o, lse = fn(**(inputs | leaves), **with_lse)
     cotangents = (d_o.to(o), d_lse.to(lse))
     found = torch.autograd.grad(
         (o, lse), leaves.values(), cotangents, materialize_grads=allow_unused
@@ -66,14 +69,14 @@ def check_gradients(
     variant: Variant, case: Case, dtype: torch.dtype, backend: Backend, seed: int = 0
 ) -> None:
     """Compare a case's gradients with the reference's; AssertionError where the rule is broken."""
-    inputs = case.inputs(dtype, seed)
+    inputs, lse = case.inputs(dtype, seed), variant.with_lse
     wide, same = (for_reference(inputs, t) for t in (torch.float64, dtype))
-    given = cotangents(*variant.reference(**wide, return_lse=True), seed + 1)
+    given = cotangents(*variant.reference(**wide, **lse), seed + 1)
     there = {n: x.to(backend.device) if isinstance(x, Tensor) else x for n, x in inputs.items()}
     with backend.context():
-        ours = gradients(variant.fn, there, *given)
-    exact = gradients(variant.reference, wide, *given, allow_unused=True)
-    naive = gradients(variant.reference, same, *given, allow_unused=True)
+        ours = gradients(variant.fn, there, *given, with_lse=lse)
+    exact = gradients(variant.reference, wide, *given, allow_unused=True, with_lse=lse)
+    naive = gradients(variant.reference, same, *given, allow_unused=True, with_lse=lse)
     assert ours.keys() == exact.keys()
     for n, grad in ours.items():
         assert grad.shape == exact[n].shape and grad.dtype == inputs[n].dtype, f"{n}: {grad.shape}"

@@ -14,6 +14,10 @@ class Case(Protocol):
     def name(self) -> str:
         """Identifies the case among its variant's."""
 
+    @property
+    def poison(self) -> bool:
+        """Whether nan and inf are put where autograd of the reference would spread them."""
+
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
         """Keyword arguments for the function and the reference alike, on the CPU."""
 
