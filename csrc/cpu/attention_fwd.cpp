@@ -1,103 +1,17 @@
 // o = softmax(score(q kᵀ)) v, tiled online softmax (FlashAttention-2, algorithm 1: queries outside,
-// keys inside). One task = one (batch, key head, block of queries); the query heads of a group are
-// rows of the same task, so that k and v are read and converted once per group. Many rows:
-// panels.h. Few (decoding): rows.h.
+// keys inside). tasks.h cuts a call into tasks; many rows: panels.h, few (decoding): rows.h.
 #include "csrc/cpu/attention_fwd.h"
 
 #include "csrc/cpu/panels.h"
 #include "csrc/cpu/rows.h"
-#include "csrc/cpu/scratch.h"
+#include "csrc/cpu/tasks.h"
 
 namespace atx::ATX_TARGET {
-namespace {
-
-struct Call {
-  const AttentionParams& p;
-  int group, queries;  // heads per key head, queries of a task
-  int64_t blocks;      // tasks of a (batch, key head)
-  int64_t tasks;
-};
-
-// Enough tasks for every thread to have its share of long and short ones. A row's result does not
-// depend on it.
-Call plan(const AttentionParams& p, int num_threads) {
-  const int group = p.Hq / p.Hkv;
-  const int64_t heads = int64_t(p.B) * p.Hkv, wanted = num_threads > 1 ? 4 * num_threads : 1;
-  int queries = group < BLOCK_ROWS ? BLOCK_ROWS / group : 1;
-  while (queries > 1 && queries * group > SMALLEST_BLOCK_ROWS &&
-         heads * ((p.Sq + queries - 1) / queries) < wanted)
-    queries = (queries + 1) / 2;
-  if (queries > p.Sq) queries = p.Sq;
-  const int64_t blocks = (p.Sq + queries - 1) / queries;
-  return {p, group, queries, blocks, heads * blocks};
-}
-
-template <class A, class Score>
-void run_tasks(const Call& call, int64_t first, int64_t last) {
-  const AttentionParams& p = call.p;
-  Scratch scratch;
-  Panels<A> panels;
-  FewRows<A> few_rows;
-  Score* scores;
-  const auto carve = [&] {
-    scores = scratch.take<Score>(call.group);
-    panels.take(scratch, p, call.queries * call.group);
-    few_rows.take(scratch, p);
-  };
-  carve();
-  scratch.allocate();
-  carve();
-
-  for (int64_t t = first; t < last; ++t) {
-    const int64_t head = t / call.blocks, n = t % call.blocks;
-    const int b = int(head / p.Hkv), hk = int(head % p.Hkv);
-    // First, last, second, last but one ...: causal blocks grow, and every stretch of this order
-    // has its share.
-    const int i0 = int(n % 2 ? call.blocks - 1 - n / 2 : n / 2) * call.queries;
-    const Sequence seq = sequence(p, b);
-    if (i0 >= seq.sq) continue;
-    const int queries = seq.sq - i0 < call.queries ? seq.sq - i0 : call.queries;
-    for (int g = 0; g < call.group; ++g) scores[g] = Score(p, seq, b, hk * call.group + g);
-    const Task task = {p, seq, b, hk, call.group, i0, queries};
-    // The choice between two roundings is the sequence's own: neither the tasks nor the batch may
-    // matter.
-    if (int64_t(seq.sq) * call.group <= FewRows<A>::MAX)
-      few_rows.attend(task, scores);
-    else
-      panels.attend(task, scores);
-  }
-}
-
-template <class A, class Score>
-void run(const AttentionParams& p, const Exec& exec) {
-  const Call call = plan(p, exec.num_threads);
-  exec.parallel_for(
-      call.tasks,
-      [](const void* call, int64_t first, int64_t last) {
-        run_tasks<A, Score>(*static_cast<const Call*>(call), first, last);
-      },
-      &call);
-}
-
-template <class A>
-void by_score(const AttentionParams& p, const Exec& exec) {
-  // A scale that is not positive would turn the maximum of the raw scores around; General
-  // multiplies before it.
-  switch (p.scale > 0 ? score_id(p) : ScoreId::General) {
-    case ScoreId::Full:
-      return run<A, Full<A>>(p, exec);
-    case ScoreId::Window:
-      return run<A, Window<A>>(p, exec);
-    case ScoreId::General:
-      return run<A, General<A>>(p, exec);
-  }
-}
-
-}  // namespace
 
 Status attention_fwd(const AttentionParams& p, const Exec& exec) {
   if (p.B == 0 || p.Hq == 0 || p.Sq == 0) return nullptr;
-  p.dtype == DType::f64 ? by_score<double>(p, exec) : by_score<float>(p, exec);
+  p.dtype == DType::f64 ? run_by_score<Panels<double>, FewRows<double>>(p, exec)
+                        : run_by_score<Panels<float>, FewRows<float>>(p, exec);
   return nullptr;
 }
 

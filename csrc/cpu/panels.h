@@ -24,6 +24,9 @@ class Panels {
   static constexpr int PANEL = PANEL_VECS * L::COUNT;
 
  public:
+  using Accumulator = A;
+  static constexpr int TASK_ROWS = BLOCK_ROWS;
+
   // Arrays for tasks of up to `rows` rows.
   void take(Scratch& scratch, const AttentionParams& p, int rows) {
     const int64_t padded = pad(rows);
