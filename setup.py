@@ -25,12 +25,17 @@ STABLE_ABI = "0x020a000000000000"  # torch 2.10
 STANDARD_HEADERS = "#include <cmath>\n#include <cstdint>\n#include <cstring>\n#include <new>\n"
 X86_HEADERS = "#include <immintrin.h>\n"
 
-# target -> (instruction sets for #pragma GCC target, bytes of a vector register)
+# target -> (folder of its sources, instruction sets for #pragma GCC target, bytes of a vector)
 AVX512 = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
 CPU_TARGETS = {
-    "x86_64": {"scalar": ("", 16), "avx2": ("avx2,fma,f16c", 32), "avx512": (AVX512, 64)},
-    "aarch64": {"scalar": ("", 16), "neon": ("", 16)},
-}.get(platform.machine(), {"scalar": ("", 16)})
+    "x86_64": {
+        "scalar": ("cpu", "", 16),
+        "avx2": ("cpu", "avx2,fma,f16c", 32),
+        "avx512": ("cpu", AVX512, 64),
+        "amx": ("cpu/amx", f"{AVX512},avx512bf16,amx-tile,amx-bf16", 64),
+    },
+    "aarch64": {"scalar": ("cpu", "", 16), "neon": ("cpu", "", 16)},
+}.get(platform.machine(), {"scalar": ("cpu", "", 16)})
 
 
 def wrapper(source: Path, target: str, prelude: str, suffix: str) -> str:
@@ -45,12 +50,13 @@ def wrapper(source: Path, target: str, prelude: str, suffix: str) -> str:
 
 def cpu_sources() -> list[str]:
     sources = []
-    for target, (isa, vector_bytes) in CPU_TARGETS.items():
+    for target, (folder, isa, vector_bytes) in CPU_TARGETS.items():
         prelude = STANDARD_HEADERS + (X86_HEADERS if platform.machine() == "x86_64" else "")
         prelude += f'#pragma GCC target("{isa}")\n' if isa else ""
         prelude += f"#define ATX_VEC_BYTES {vector_bytes}\n"
         sources += [
-            wrapper(s, target, prelude, ".cpp") for s in sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+            wrapper(s, target, prelude, ".cpp")
+            for s in sorted((ROOT / "csrc" / folder).glob("*.cpp"))
         ]
     return sources
 

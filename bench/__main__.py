@@ -43,7 +43,10 @@ def _suites_help() -> str:
     help="Default: all there are.",
 )
 @click.option(
-    "--target", "targets", multiple=True, help="CPU instruction set: scalar, avx2, avx512, neon."
+    "--target",
+    "targets",
+    multiple=True,
+    help="CPU instruction set: scalar, avx2, avx512, amx, amx_fp16, neon.",
 )
 @click.option("--threads", multiple=True, type=click.IntRange(1), help="CPU threads; default 1.")
 @click.option(

@@ -1,6 +1,6 @@
 // Which machine this translation unit is compiled for.
 // The build compiles every kernel source once per target through a generated wrapper that defines
-// ATX_TARGET (scalar, avx2, avx512, neon, gpu, simt) and, for CPU targets, ATX_VEC_BYTES. Code
+// ATX_TARGET (scalar, avx2, avx512, amx, neon, gpu, simt) and, for CPU targets, ATX_VEC_BYTES. Code
 // lives in namespace atx::ATX_TARGET, because template functions are weak symbols: in one namespace
 // the linker would keep one target's copy for all of them. Plain data shared by all rooms
 // (params.h, kernels.h) lives in namespace atx.

@@ -2,6 +2,11 @@
 #include "targets.h"
 
 #include <dlfcn.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -18,6 +23,10 @@ ATX_ROW(scalar)
 #if defined(__x86_64__)
 ATX_ROW(avx2)
 ATX_ROW(avx512)
+ATX_ROW(amx)
+namespace amx {
+extern const Kernels kernels_f16;
+}
 #elif defined(__aarch64__)
 ATX_ROW(neon)
 #endif
@@ -39,12 +48,37 @@ struct Row {
   bool runs;  // on this machine
 };
 
+#if defined(__x86_64__)
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
+}
+
+// What g++ 12 has no name for, by its place in CPUID leaf 7.
+struct Leaf7 {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  explicit Leaf7(unsigned subleaf) { __get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx); }
+};
+
+// Tile registers are 8 KB of a thread's state, which Linux saves only for a process that asked: for
+// all its threads, those that exist and those to come.
+bool runs_amx() {
+  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  const unsigned edx = Leaf7(0).edx;
+  const bool tile = edx >> 24 & 1, tile_bf16 = edx >> 22 & 1;
+  return tile && tile_bf16 && runs_avx512() && __builtin_cpu_supports("avx512bf16") &&
+         syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+bool runs_amx_fp16() { return runs_amx() && (Leaf7(1).eax >> 21 & 1); }
+#endif
+
 const std::vector<Row>& cpu_rows() {
   static const std::vector<Row> rows = {
 #if defined(__x86_64__)
-      {&avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512dq") &&
-                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")},
+      {&amx::kernels_f16, runs_amx_fp16()},
+      {&amx::kernels, runs_amx()},
+      {&avx512::kernels, runs_avx512()},
       {&avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                            __builtin_cpu_supports("f16c")},
 #elif defined(__aarch64__)
