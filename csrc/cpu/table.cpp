@@ -3,6 +3,7 @@
 #include "csrc/core/target.h"
 #include "csrc/cpu/attention_bwd.h"
 #include "csrc/cpu/attention_fwd.h"
+#include "csrc/cpu/attention_stats.h"
 #include "csrc/cpu/merge_states.h"
 
 #define ATX_NAME_OF(target) #target
@@ -13,7 +14,9 @@ namespace atx::ATX_TARGET {
 constexpr KernelInfo CATALOGUE[] = {
     {"attention_fwd", "f64 f32 f16 bf16", "Full Window General", 576, BLOCK_ROWS, BLOCK_KV, 1, 0},
     {"attention_bwd", "f64 f32 f16 bf16", "Full Window General", 576, BWD_TILE_ROWS, BWD_BLOCK_KV,
-     1, 0}};
+     1, 0},
+    {"attention_stats", "f64 f32 f16 bf16", "Full Window General", 576, STATS_TILE_ROWS,
+     STATS_BLOCK_KV, 1, 0}};
 
 extern const Kernels kernels;
 const Kernels kernels = {
@@ -22,7 +25,7 @@ const Kernels kernels = {
     .max_head_dim = 576,
     .attention_fwd = attention_fwd,
     .attention_bwd = attention_bwd,
-    .attention_stats = nullptr,
+    .attention_stats = attention_stats,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,
     .catalogue = CATALOGUE,
