@@ -98,4 +98,27 @@ struct F32BwdTile {
       (2 * (BLOCK + STAGES * STEP) * D + BLOCK * STEP) * 4 + (STAGES * STEP * 8 + 127) / 128 * 128;
 };
 
+// The statistics of weights, tensor cores (bf16, f16). A block owns BLOCK rows of Q or K and walks
+// over the other in steps of STEP rows, of which two are in shared memory at a time. There is no
+// second product, so registers go to the first: a warp keeps its 16 M rows in them.
+template <class T_, int D_, bool LINEAR>
+struct StatsTile {
+  using T = T_;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
+  static constexpr int M = LINEAR && D <= 128 ? 2 : 1;
+  static constexpr int BLOCK = 16 * M * WARPS;
+  static constexpr int STEP = D <= 128 ? 64 : 32;
+  static constexpr int SHARED_BYTES = (BLOCK + STAGES * STEP) * D * 2 + STAGES * STEP * 4;
+};
+
+// FMA units (f32). A lane multiplies BLOCK / 8 rows with STEP / 16. The largest block, of D 256,
+// takes 97 KB of the 99 that sm_86 has.
+template <int D_>
+struct F32StatsTile {
+  using T = float;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
+  static constexpr int BLOCK = D <= 128 ? 64 : 32, STEP = D <= 64 ? 64 : 32;
+  static constexpr int SHARED_BYTES = (BLOCK + STAGES * STEP) * D * 4 + STAGES * STEP * 4;
+};
+
 }  // namespace atx::ATX_TARGET

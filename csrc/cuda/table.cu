@@ -23,6 +23,9 @@ template <class T>
 Status launch_attention_bwd_delta(const AttentionBwdParams&, const Exec&);
 Status launch_attention_bwd_heads(const AttentionBwdParams&, const Exec&);
 
+template <class T, class Score>
+Status launch_attention_stats(const AttentionStatsParams&, const Exec&);
+
 namespace {
 
 template <class Score>
@@ -84,6 +87,31 @@ Status attention_bwd(const AttentionBwdParams& p, const Exec& exec) {
   }
 }
 
+template <class T>
+Status attention_stats_of(const AttentionStatsParams& p, const Exec& exec) {
+  switch (score_id(p.fwd)) {
+    case ScoreId::Full:
+      return launch_attention_stats<T, Full<float>>(p, exec);
+    case ScoreId::Window:
+      return launch_attention_stats<T, Window<float>>(p, exec);
+    default:
+      return launch_attention_stats<T, General<float>>(p, exec);
+  }
+}
+
+Status attention_stats(const AttentionStatsParams& p, const Exec& exec) {
+  switch (p.fwd.dtype) {
+    case DType::f32:
+      return attention_stats_of<float>(p, exec);
+    case DType::f16:
+      return attention_stats_of<f16>(p, exec);
+    case DType::bf16:
+      return attention_stats_of<bf16>(p, exec);
+    default:
+      return "dtype without a kernel on this target";
+  }
+}
+
 constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYPES = 3,
               NUM_SCORES = 3;
 
@@ -129,7 +157,7 @@ const Kernels kernels = {
     .max_head_dim = 256,
     .attention_fwd = attention_fwd,
     .attention_bwd = attention_bwd,
-    .attention_stats = nullptr,
+    .attention_stats = attention_stats,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,
     .catalogue = catalogue.entries,
