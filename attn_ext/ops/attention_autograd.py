@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attn_ext.ops import attention_vmap
 from attn_ext.ops.differentiable import call, register
+from attn_ext.ops.leading import flat_heads, flat_mask, flat_per_head, flat_rows, heads_of
 
 # which inputs have gradients, in the order of the backward's results and of the bits of `wanted`
 _DENSE = (0, 1, 2, 3, 4, 5)
@@ -30,20 +31,20 @@ def _dense(ctx, d_o, d_lse):
     wanted = _wanted(ctx.needs_input_grad, _DENSE)
     if (d_o is None and d_lse is None) or not wanted:
         return (None,) * len(ctx.needs_input_grad)
-    batch, hq = o.shape[:-3], o.shape[-3] if o.dim() > 2 else 1
-    hkv = max(_heads(k), _heads(v)) if min(_heads(k), _heads(v)) else 0
+    batch, hq = o.shape[:-3], heads_of(o)
+    hkv = max(heads_of(k), heads_of(v)) if min(heads_of(k), heads_of(v)) else 0
     grads = call(
         "attention_bwd",
-        _four(_cotangent(d_o, o), batch, hq),
-        None if d_lse is None else _rows(d_lse, batch, hq),
-        _four(q, batch, hq),
-        _four(k, batch, hkv),
-        _four(v, batch, hkv),
-        _four(o, batch, hq),
-        _rows(lse, batch, hq),
-        _mask(mask, batch),
-        _per_head(alibi, batch),
-        _per_head(sinks, batch),
+        flat_heads(_cotangent(d_o, o), batch, hq),
+        None if d_lse is None else flat_rows(d_lse, batch, hq),
+        flat_heads(q, batch, hq),
+        flat_heads(k, batch, hkv),
+        flat_heads(v, batch, hkv),
+        flat_heads(o, batch, hq),
+        flat_rows(lse, batch, hq),
+        flat_mask(mask, batch),
+        flat_per_head(alibi, batch),
+        flat_per_head(sinks, batch),
         seed,
         *ctx.options,
         wanted,
@@ -96,38 +97,6 @@ def _cotangent(d_o: Tensor | None, o: Tensor) -> Tensor:
     if d_o is None:
         return torch.zeros_like(o)
     return d_o if d_o.shape[-1] == 1 or d_o.stride(-1) == 1 else d_o.contiguous()
-
-
-def _heads(x: Tensor) -> int:
-    return x.shape[-3] if x.dim() > 2 else 1
-
-
-def _four(x: Tensor, batch: torch.Size, heads: int) -> Tensor:
-    """[..., h, S, D] as [B, heads, S, D]; a copy only where broadcast dimensions do not merge."""
-    rows, width = x.shape[-2:]
-    return x.expand(*batch, heads, rows, width).reshape(math.prod(batch), heads, rows, width)
-
-
-def _rows(x: Tensor, batch: torch.Size, heads: int) -> Tensor:
-    """[..., H, S] as [B, H, S], contiguous."""
-    return x.reshape(math.prod(batch), heads, x.shape[-1]).contiguous()
-
-
-def _mask(mask: Tensor | None, batch: torch.Size) -> Tensor | None:
-    """A mask of up to [*batch, H, Sq, Sk] in four dimensions, each full or 1."""
-    if mask is None or len(batch) == 1 or mask.dim() < 4:
-        return mask
-    inner = mask.shape[-3:]
-    if mask.shape[:-3].numel() == 1:
-        return mask.reshape(1, *inner)
-    return mask.expand(*batch, *inner).reshape(math.prod(batch), *inner)
-
-
-def _per_head(x: Tensor | None, batch: torch.Size) -> Tensor | None:
-    """[Hq] or [*batch, Hq] with batch as one dimension."""
-    if x is None or x.dim() == 1:
-        return x
-    return x.expand(*batch, x.shape[-1]).reshape(math.prod(batch), x.shape[-1])
 
 
 def _to_input(grad: Tensor, given: Tensor, batch: torch.Size) -> Tensor:

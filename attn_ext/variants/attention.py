@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attn_ext.ops import attention as ops
+from attn_ext.ops.attention_stats import AttentionStats, attention_stats
 from attn_ext.variants.cases import attention_cases
 from attn_ext.variants.record import Cost, Variant
 
@@ -32,7 +33,8 @@ def attention(
     causal_align: str = "top_left",
     return_lse: bool = False,
     dropout_seed: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor | AttentionStats, ...]:
     r"""Return softmax attention of `query` over `key` and `value`.
 
     .. math::
@@ -70,13 +72,16 @@ def attention(
             function of it, of b (leading dimensions counted as one), h, i and j alone, the same on
             every target. `None`: drawn from torch's default generator, so that `torch.manual_seed`
             reproduces it. Not used without dropout.
+        return_stats: also return `AttentionStats` of the weights, whatever the length in O(S)
+            memory: each query's entropy, largest weight and its key; each key's sum over queries.
+            Not differentiable. Costs the products of q and k once or twice more.
 
     Returns:
         O, `[..., Hq, Sq, Dv]`; laid out as `query` if that is a transposed `[B, S, H, D]` tensor,
         else contiguous. With `return_lse` also lse, `[..., Hq, Sq]`: natural logarithm of the
         denominator, float32 (float64 for float64 inputs). A query that keeps no key has output 0
-        and lse -inf (the sink, if there is one). A nan or inf in a key or value that a query does
-        not keep never reaches that query's output.
+        and lse -inf (the sink, if there is one). With `return_stats` the statistics come last. A
+        nan or inf in a key or value that a query does not keep never reaches that query's output.
 
     Raises:
         ValueError: shapes, strides or options that do not fit; a head dimension without a kernel.
@@ -105,22 +110,19 @@ def attention(
     >>> o.shape, lse.shape
     (torch.Size([2, 8, 100, 32]), torch.Size([2, 8, 100]))
     """
-    o, lse = ops.attention_fwd(
-        query,
-        key,
-        value,
-        attn_mask,
-        alibi_slopes,
-        sinks,
-        ops.dropout_seed(query, dropout_p, dropout_seed),
-        dropout=dropout_p,
-        scale=ops.default_scale(query) if scale is None else scale,
-        softcap=softcap,
-        window=ops.window("attention", window_size, is_causal),
-        bottom_right=ops.bottom_right("attention", causal_align),
-        enable_gqa=enable_gqa,
-    )
-    return (o, lse) if return_lse else o
+    options = {
+        "scale": ops.default_scale(query) if scale is None else scale,
+        "softcap": softcap,
+        "window": ops.window("attention", window_size, is_causal),
+        "bottom_right": ops.bottom_right("attention", causal_align),
+    }
+    seed = ops.dropout_seed(query, dropout_p, dropout_seed)
+    tensors = (query, key, value, attn_mask, alibi_slopes, sinks, seed)
+    o, lse = ops.attention_fwd(*tensors, dropout=dropout_p, enable_gqa=enable_gqa, **options)
+    found = (o, lse) if return_lse else (o,)
+    if return_stats:
+        found += (attention_stats(query, key, lse, attn_mask, alibi_slopes, **options),)
+    return found if len(found) > 1 else o
 
 
 def why_not(
@@ -139,6 +141,7 @@ def why_not(
     causal_align: str,
     return_lse: bool,
     dropout_seed: Tensor | None,
+    return_stats: bool,
 ) -> list[str]:
     """List every reason why `attention` would raise on these arguments."""
     name = "attention"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attn_ext.ops import attention as ops
+from attn_ext.ops.attention_stats import AttentionStats, varlen_attention_stats
 from attn_ext.variants import attention as dense
 from attn_ext.variants.cases import varlen_cases
 from attn_ext.variants.record import Cost, Variant
@@ -31,7 +32,8 @@ def varlen_attention(
     return_lse: bool = False,
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor | AttentionStats, ...]:
     r"""Return softmax attention within each of B packed sequences.
 
     .. math::
@@ -61,10 +63,12 @@ def varlen_attention(
         return_lse: also return the log-sum-exp.
         dropout_p: as in `attention`; b is the sequence, i and j count from its start.
         dropout_seed: as in `attention`.
+        return_stats: as in `attention`; column sums are `[Hq, total_k]`, indices of keys count
+            from the start of their sequence.
 
     Returns:
         O, `[total_q, Hq, Dv]`, and with `return_lse` lse, `[Hq, total_q]`. Queries that keep no
-        key: 0 and -inf.
+        key: 0 and -inf. With `return_stats` the statistics come last.
 
     Raises:
         ValueError: shapes, strides, offsets or options that do not fit.
@@ -84,24 +88,22 @@ def varlen_attention(
     >>> attn_ext.varlen_attention(x, x, x, starts, starts, is_causal=True).shape
     torch.Size([12, 2, 16])
     """
-    o, lse = ops.varlen_attention_fwd(
-        query,
-        key,
-        value,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        alibi_slopes,
-        sinks,
-        ops.dropout_seed(query, dropout_p, dropout_seed),
-        dropout=dropout_p,
-        max_seqlen_q=-1 if max_seqlen_q is None else max_seqlen_q,
-        max_seqlen_k=-1 if max_seqlen_k is None else max_seqlen_k,
-        scale=ops.default_scale(query) if scale is None else scale,
-        softcap=softcap,
-        window=ops.window("varlen_attention", window_size, is_causal),
-        bottom_right=ops.bottom_right("varlen_attention", causal_align),
-    )
-    return (o, lse) if return_lse else o
+    options = {
+        "max_seqlen_q": -1 if max_seqlen_q is None else max_seqlen_q,
+        "max_seqlen_k": -1 if max_seqlen_k is None else max_seqlen_k,
+        "scale": ops.default_scale(query) if scale is None else scale,
+        "softcap": softcap,
+        "window": ops.window("varlen_attention", window_size, is_causal),
+        "bottom_right": ops.bottom_right("varlen_attention", causal_align),
+    }
+    offsets = (cu_seqlens_q, cu_seqlens_k)
+    seed = ops.dropout_seed(query, dropout_p, dropout_seed)
+    tensors = (query, key, value, *offsets, alibi_slopes, sinks, seed)
+    o, lse = ops.varlen_attention_fwd(*tensors, dropout=dropout_p, **options)
+    found = (o, lse) if return_lse else (o,)
+    if return_stats:
+        found += (varlen_attention_stats(query, key, lse, *offsets, alibi_slopes, **options),)
+    return found if len(found) > 1 else o
 
 
 def why_not(
@@ -122,6 +124,7 @@ def why_not(
     return_lse: bool,
     dropout_p: float,
     dropout_seed: Tensor | None,
+    return_stats: bool,
 ) -> list[str]:
     """List every reason why `varlen_attention` would raise on these arguments."""
     tensors = (query, key, value, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, dropout_seed)
