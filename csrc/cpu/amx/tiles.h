@@ -15,16 +15,17 @@ constexpr int TILE_ROWS = 16, TILE_PAIRS = 16, TILE_BYTES = 1024;
 constexpr int TILE_HALVES = TILE_BYTES / 2, TILE_FLOATS = TILE_BYTES / 4;  // 16- and 32-bit numbers
 constexpr int TILE_DEPTH = 2 * TILE_PAIRS;  // what one product sums over
 
-// A thread's tile registers and rounding mode, for as long as this lives. Weights that underflow
-// are flushed to 0: each would cost some 200 cycles otherwise.
+// A thread's tile registers and what it does on underflow, for as long as this lives. Weights that
+// underflow are flushed to 0: each would cost some 200 cycles otherwise.
 class TileRegisters {
  public:
   TileRegisters() : control_(_mm_getcsr()) {
-    struct alignas(64) {
+    // Static: g++ 12 knows of the first eight bytes only that the instruction reads them.
+    static constexpr struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } const config;
+    } config;
     _tile_loadconfig(&config);
     _mm_setcsr(control_ | _MM_FLUSH_ZERO_ON);
   }
