@@ -23,7 +23,7 @@ constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 // Products of dimensions summed before they join the rest (gemm.h). Only f32 shows it: in f64 no
 // one sees it, and 16-bit inputs are rounded much coarser.
 inline int sum_run(const AttentionParams& p, int depth) {
-  constexpr int RUN = 32;
+  constexpr int RUN = 24;
   return p.dtype == DType::f32 ? RUN : depth;
 }
 
