@@ -34,4 +34,38 @@ void row_factors(const Task& task, int j, int first, int last, A* to) {
     }
 }
 
+// The weights of one row and of keys [j, j + keys), times their factors.
+template <class A>
+void drop_row(const Task& task, int row, int j, int keys, A* weights) {
+  using L = Lanes<A>;
+  constexpr int WIDTH = DROPOUT_KEYS * L::COUNT;
+  A factor[WIDTH];
+  for (int n = 0; n < keys; n += WIDTH) {
+    row_factors<A, WIDTH>(task, j + n, row, row + 1, factor);
+    for (int l = 0; l < WIDTH && n + l < keys; ++l) weights[n + l] *= factor[l];
+  }
+}
+
+// Queries in the lanes: the weights [keys, width] of `width` rows from `row` on and of keys [j, j +
+// keys), j a multiple of DROPOUT_KEYS, times their factors.
+template <class A>
+void drop_columns(const Task& task, int row, int width, int j, int keys, A* weights) {
+  using L = Lanes<A>;
+  using Word = typename L::Word;
+  const Dropout<A> dropout(task.p, task.b);
+  for (int lane = 0; lane < width; lane += L::COUNT) {
+    Word i, h;
+    for (int l = 0; l < L::COUNT; ++l)
+      i[l] = task.query(row + lane + l), h[l] = task.head(row + lane + l);
+    for (int n = 0; n < keys; n += DROPOUT_KEYS) {
+      typename L::Float factor[DROPOUT_KEYS];
+      dropout.template factors<L>(Word{} + uint32_t((j + n) / DROPOUT_KEYS), i, h, factor);
+      for (int l = 0; l < DROPOUT_KEYS && n + l < keys; ++l) {
+        A* const at = weights + (n + l) * width + lane;
+        L::store(at, L::load(at) * factor[l]);
+      }
+    }
+  }
+}
+
 }  // namespace atx::ATX_TARGET

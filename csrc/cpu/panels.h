@@ -10,6 +10,7 @@
 // and 1.39x; f16 1.14x and 1.14x, causal 1.41x and 1.38x.
 #pragma once
 #include "csrc/cpu/attention_fwd.h"
+#include "csrc/cpu/dropout_lanes.h"
 #include "csrc/cpu/gemm.h"
 #include "csrc/cpu/pack.h"
 #include "csrc/cpu/scratch.h"
@@ -58,9 +59,10 @@ class Panels {
   }
 
  private:
-  // update_softmax deals keys to its sums by position; where a panel starts must not change a row's
-  // share.
+  // update_softmax deals keys to its sums by position, dropout to its calls; where a panel starts
+  // must not change a row's share.
   static int align_key(int j) { return j / SOFTMAX_CHAINS * SOFTMAX_CHAINS; }
+  static_assert(SOFTMAX_CHAINS % DROPOUT_KEYS == 0);
   static int pad(int rows) { return (rows + L::COUNT - 1) / L::COUNT * L::COUNT; }
 
   // Where the COUNT rows from `row` on live in an array of panels, each [depth, width]: a column
@@ -138,6 +140,7 @@ class Panels {
       apply_score(task, scores, row, WIDTH, from, keys, s_);
     update_softmax(keys, WIDTH, log2_unit<A, Score>(p), odd_count_ > 0, s_, max_ + row, sum_ + row,
                    alpha_);
+    if (!Score::LINEAR && p.dropout > 0) drop_columns(task, row, WIDTH, from, keys, s_);
     Gemm<A, VECS>::accumulate(keys, p.Dv, v_ + int64_t(from - j0) * p.Dv, s_, alpha_, o);
     for (int n = 0; n < odd_count_; ++n)
       if (odd_[n] >= from && odd_[n] < from + keys)
