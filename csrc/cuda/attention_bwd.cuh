@@ -19,6 +19,7 @@
 #include "csrc/cuda/attention_bwd_block.cuh"
 #include "csrc/cuda/attention_bwd_lane.cuh"
 #include "csrc/cuda/attention_bwd_warp.cuh"
+#include "csrc/cuda/nonfinite.cuh"
 
 namespace atx::ATX_TARGET {
 
@@ -37,6 +38,8 @@ struct BwdPass {
   static constexpr Pass PASS = Tile::PASS;
   static constexpr bool KEYS = owns_keys(PASS);
   static constexpr bool SUMS_A = PASS != Pass::V, SUMS_B = PASS == Pass::V || PASS == Pass::KV;
+  // What plain tiles save is little beside products on FMA units, or the logits of General.
+  static constexpr bool TELLS_PLAIN = Score::LINEAR && sizeof(T) == 2;
   static constexpr int STEP = Tile::STEP, STAGES = Tile::STAGES, THREADS = Tile::THREADS;
   static constexpr int ROWS = Engine::ROWS, COLS = Engine::COLS;
 
@@ -47,7 +50,8 @@ struct BwdPass {
   const Engine engine;
   Stream a, b;         // of the next tile
   int stage = 0;       // where this tile is
-  RowStat stat;        // KEYS: of the next tile's query threadIdx.x
+  int64_t stat_at;     // KEYS: where the next tile's query threadIdx.x has its lse and delta
+  RowStat stat;        // and what they are
   RowStat rows[ROWS];  // otherwise: of this lane's rows
   typename Engine::Sums sums_a = {}, sums_b = {};
   float alibi[ROWS] = {};  // Σ dY · distance of this lane's rows, General only
@@ -62,36 +66,37 @@ struct BwdPass {
         engine(smem),
         a(other_a, steps.first),
         b(other_b, steps.first),
+        stat_at(head_offset(p.fwd, block.seq, block.b, block.h0) +
+                (KEYS ? steps.first + int(threadIdx.x) : block.first)),
         stat{0, 0} {
     if constexpr (!KEYS) {
 #pragma unroll
       for (int r = 0; r < ROWS; ++r)
-        rows[r] = row_stat<Score>(p, block.seq, block.b, block.h0, block.first + engine.row(r));
+        rows[r] =
+            row_stat<Score>(p, stat_at + engine.row(r), block.first + engine.row(r) < block.seq.sq);
     }
   }
 
-  // Starts the copies of the tile at `at` of head h. WHOLE: TileStream's.
+  // Starts the copies of the tile at `at`. WHOLE: TileStream's.
   template <bool WHOLE>
-  __device__ __forceinline__ void fetch(int to, int h, int at) {
+  __device__ __forceinline__ void fetch(int to, int at) {
     a.template load<WHOLE>(smem.other[2 * to], at);
     b.template load<WHOLE>(smem.other[2 * to + 1], at);
     simt::cp_async_commit();
     if (KEYS && threadIdx.x < STEP)
-      stat = row_stat<Score>(p, block.seq, block.b, h, at + int(threadIdx.x));
+      stat = row_stat<Score>(p, stat_at, at + int(threadIdx.x) < a.from.rows);
   }
 
   // Moves on to the tile after the one at `at` of head h, and fetches it, if there is one.
   template <bool WHOLE>
   __device__ __forceinline__ void fetch_next(int to, int h, int at) {
-    if (at + STEP < steps.last) {
-      a.move(STEP * a.from.stride);
-      b.move(STEP * b.from.stride);
-      fetch<WHOLE>(to, h, at + STEP);
-    } else if (KEYS && h + 1 < block.h1) {
-      a.move(p.fwd.q_stride.head - (at - steps.first) * a.from.stride);
-      b.move(p.d_o_stride.head - (at - steps.first) * b.from.stride);
-      fetch<WHOLE>(to, h + 1, steps.first);
-    }
+    const bool same_head = at + STEP < steps.last;
+    if (!same_head && (!KEYS || h + 1 == block.h1)) return;
+    const int next = same_head ? at + STEP : steps.first;
+    a.move((next - at) * a.from.stride + (same_head ? 0 : p.fwd.q_stride.head));
+    b.move((next - at) * b.from.stride + (same_head ? 0 : p.d_o_stride.head));
+    if (KEYS) stat_at += next - at + (same_head ? 0 : p.fwd.lse_head);
+    fetch<WHOLE>(to, next);
   }
 
   // Whether nothing in the tile at `at` is masked and it, as the one after it, is whole and
@@ -133,6 +138,17 @@ struct BwdPass {
     }
   }
 
+  // sums += weights other[tile]. guarded: the tile holds nan or inf.
+  __device__ __forceinline__ void add(typename Engine::Sums& sums,
+                                      const typename Engine::Products& weights, int tile,
+                                      bool guarded) const {
+    const auto handed = engine.hand_over(weights);
+    if (guarded)
+      engine.accumulate_guarded(sums, handed, tile);
+    else
+      engine.accumulate(sums, handed, tile);
+  }
+
   // The tile at `at` of query head h, which is on its way. PLAIN: is_plain says so; answers false,
   // with nothing done, if one of its rows attends to nothing all the same.
   template <bool PLAIN>
@@ -152,12 +168,13 @@ struct BwdPass {
                                 (SUMS_B && holds_nonfinite<THREADS>(smem.other[b_tile])));
     if (STAGES == 2) fetch_next<PLAIN>(stage ^ 1, h, at);
 
+    constexpr int UNROLL = PLAIN ? Tile::D / 16 : 4;
     typename Engine::Products x = {}, d = {};
-    engine.multiply(x, 0, a_tile);
-    if constexpr (SUMS_A) engine.multiply(d, 1, b_tile);
+    engine.template multiply<UNROLL>(x, 0, a_tile);
+    if constexpr (SUMS_A) engine.template multiply<UNROLL>(d, 1, b_tile);
     differentiate<!PLAIN>(score, x, d, h, at);
-    if constexpr (SUMS_B) engine.accumulate(sums_b, x, smem, b_tile, guarded);
-    if constexpr (SUMS_A) engine.accumulate(sums_a, d, smem, a_tile, guarded);
+    if constexpr (SUMS_B) add(sums_b, x, b_tile, guarded);
+    if constexpr (SUMS_A) add(sums_a, d, a_tile, guarded);
 
     if (STAGES == 1) {
       simt::sync();  // no warp still reads the tile, which is overwritten now
@@ -171,8 +188,21 @@ struct BwdPass {
   // Every tile of query head h. plain: there may be plain ones.
   __device__ __forceinline__ void walk(const Score& score, int h, bool plain) {
     for (int at = steps.first; at < steps.last; at += STEP) {
-      while (plain && is_plain(score, at) && step<true>(score, h, at)) at += STEP;
+      if constexpr (TELLS_PLAIN)
+        while (plain && is_plain(score, at) && step<true>(score, h, at)) at += STEP;
       if (at < steps.last) step<false>(score, h, at);
+    }
+  }
+
+  __device__ __forceinline__ void store_alibi_shares(const BwdBlock& out) const {
+    if (!p.d_alibi_rows) return;
+    float* const shares =
+        static_cast<float*>(p.d_alibi_rows) + head_offset(p.fwd, out.seq, out.b, out.h0);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      const float share = engine.sum_row(alibi[r]);
+      const int i = out.first + engine.row(r);
+      if (engine.leads_row() && i < out.seq.sq) shares[i] = share;
     }
   }
 
@@ -213,39 +243,33 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
   OwnStream(KEYS ? k : q, first).load(smem.own[0], first);
   if constexpr (This::SUMS_A) OwnStream(KEYS ? v : d_o, first).load(smem.own[1], first);
   This pass(p, block, smem, steps, KEYS ? q : k, KEYS ? d_o : v);
-  if (steps.first < steps.last && h0 < h1) pass.template fetch<false>(0, h0, steps.first);
+  if (steps.first < steps.last && h0 < h1) pass.template fetch<false>(0, steps.first);
   simt::cp_async_commit();
 
-  const bool plain = KEYS || !pass.holds_void_row();
+  const bool plain = This::TELLS_PLAIN && (KEYS || !pass.holds_void_row());
   for (int h = h0; h < h1; ++h) pass.walk(Score(f, seq, b, h), h, plain);
 
   simt::cp_async_wait<0>();
   simt::sync();  // own rows have landed even if no tile followed, and no lane still reads them: the
                  // gradients overwrite them
-  if constexpr (This::SUMS_A) pass.engine.finish(pass.sums_a, Pairs<Score>::unit(f), smem, 0);
-  if constexpr (This::SUMS_B) pass.engine.finish(pass.sums_b, 1, smem, 1);
+  if constexpr (This::SUMS_A) pass.engine.finish(pass.sums_a, Pairs<Score>::unit(f), 0);
+  if constexpr (This::SUMS_B) pass.engine.finish(pass.sums_b, 1, 1);
   simt::sync();  // threads store what others have written
-  const auto store = [&](void* to, const Strides& stride, int h, int64_t first_row, int cols,
-                         int a) {
+  // Found again, not kept: the loop needs the registers.
+  const BwdBlock out(f, BLOCK, KEYS);
+  const auto store = [&](void* to, const Strides& stride, int cols, int a) {
     if (!to) return;
-    const GlobalMatrix<T> matrix(to, stride, b, h, first_row, rows, cols);
-    store_rows<BLOCK, THREADS>(matrix, first, smem.own[a], 0);
+    const GlobalMatrix<T> matrix(to, stride, out.b, KEYS ? out.h_kv : out.h0,
+                                 KEYS ? out.seq.k_row : out.seq.q_row,
+                                 KEYS ? out.seq.sk : out.seq.sq, cols);
+    store_rows<BLOCK, THREADS>(matrix, out.first, smem.own[a], 0);
   };
   if constexpr (KEYS) {
-    if constexpr (This::SUMS_A) store(p.d_k, p.d_k_stride, h_kv, seq.k_row, f.D, 0);
-    if constexpr (This::SUMS_B) store(p.d_v, p.d_v_stride, h_kv, seq.k_row, f.Dv, 1);
+    if constexpr (This::SUMS_A) store(p.d_k, p.d_k_stride, f.D, 0);
+    if constexpr (This::SUMS_B) store(p.d_v, p.d_v_stride, f.Dv, 1);
   } else {
-    store(p.d_q, p.d_q_stride, h0, seq.q_row, f.D, 0);
-    if constexpr (!Score::LINEAR) {
-      if (!p.d_alibi_rows) return;
-      float* const shares = head_rows(static_cast<float*>(p.d_alibi_rows), f, seq, b, h0);
-#pragma unroll
-      for (int r = 0; r < This::ROWS; ++r) {
-        const float share = pass.engine.sum_row(pass.alibi[r]);
-        const int i = first + pass.engine.row(r);
-        if (pass.engine.leads_row() && i < seq.sq) shares[i] = share;
-      }
-    }
+    store(p.d_q, p.d_q_stride, f.D, 0);
+    if constexpr (!Score::LINEAR) pass.store_alibi_shares(out);
   }
 }
 

@@ -43,20 +43,18 @@ struct alignas(8) RowStat {
   float base, delta;
 };
 
-// Rows of one (sequence, head) of a tensor in lse's layout.
-template <class T>
-__device__ __forceinline__ T* head_rows(T* tensor, const AttentionParams& p, const Sequence& seq,
-                                        int b, int h) {
-  return tensor + b * p.lse_batch + h * p.lse_head + seq.q_row;
+// Where query 0 of one (sequence, head) is in a tensor of lse's layout.
+__device__ __forceinline__ int64_t head_offset(const AttentionParams& p, const Sequence& seq, int b,
+                                               int h) {
+  return b * p.lse_batch + h * p.lse_head + seq.q_row;
 }
 
+// Of the query at an offset in lse's layout.
 template <class Score>
-__device__ __forceinline__ RowStat row_stat(const AttentionBwdParams& p, const Sequence& seq, int b,
-                                            int h, int i) {
-  if (i >= seq.sq) return {-INFINITY, 0};
-  const float lse = head_rows(static_cast<const float*>(p.fwd.lse), p.fwd, seq, b, h)[i];
-  const float delta = head_rows(static_cast<const float*>(p.delta), p.fwd, seq, b, h)[i];
-  return {Score::LINEAR ? lse * LOG2_E : lse, delta};
+__device__ __forceinline__ RowStat row_stat(const AttentionBwdParams& p, int64_t at, bool exists) {
+  if (!exists) return {-INFINITY, 0};
+  const float lse = static_cast<const float*>(p.fwd.lse)[at];
+  return {Score::LINEAR ? lse * LOG2_E : lse, static_cast<const float*>(p.delta)[at]};
 }
 
 // Steps of STEP rows [first, last), multiples of STEP but for the end, that hold every partner of
@@ -130,15 +128,18 @@ struct Pairs {
     bool attends = true;
     float y = x;
     if constexpr (MASKED) {
-      const bool exists = i < sq && j < score.sk;
-      // The policy may read a mask: no further than its end.
-      i = i < sq ? i : sq - 1;
-      j = j < score.sk ? j : score.sk - 1;
-      attends = exists && row.base != -INFINITY && score.template keep<Lane>(i, j, 1);
+      // A query that does not exist has the base of one that attends to nothing.
+      attends = (j < score.sk) & (row.base != -INFINITY);
+      if constexpr (!Score::LINEAR) {
+        // The policy may read a mask: no further than its end.
+        i = i < sq ? i : sq - 1;
+        j = j < score.sk ? j : score.sk - 1;
+      }
+      attends &= bool(score.template keep<Lane>(i, j, 1));
     }
     if constexpr (!Score::LINEAR) {
       y = MASKED ? score.template score<Lane>(x, i, j, 1) : full_logit(score, x, i, j);
-      if (MASKED) attends = attends && y != -INFINITY;
+      if (MASKED) attends &= y != -INFINITY;
     }
     float p = simt::exp2(Score::LINEAR ? fmaf(x, unit_log2, -row.base) : (y - row.base) * LOG2_E);
     if (!Score::LINEAR) d_weight = keeps ? d_weight * kept : 0.f;
@@ -147,8 +148,7 @@ struct Pairs {
       product = logit * score.template derivative<Lane>(x);
       p = keeps ? p * kept : 0.f;
     }
-    if (!MASKED || attends) return {p, logit, product};
-    return {0, 0, 0};
+    return {attends ? p : 0.f, attends ? logit : 0.f, attends ? product : 0.f};
   }
 };
 

@@ -9,7 +9,6 @@
 // Weights change hands within a warp through shared memory.
 #pragma once
 #include "csrc/cuda/heuristics.h"
-#include "csrc/cuda/nonfinite.cuh"
 #include "csrc/cuda/tile.cuh"
 
 namespace atx::ATX_TARGET {
@@ -47,6 +46,7 @@ struct BwdLane {
   }
   __device__ __forceinline__ static bool leads_row() { return threadIdx.x % 16 == 0; }
 
+  template <int>
   __device__ __forceinline__ void multiply(Products& s, int a, int b) const {
 #pragma unroll 1
     for (int n = 0; n < D / 4; ++n) {
@@ -66,19 +66,23 @@ struct BwdLane {
     }
   }
 
-  __device__ __forceinline__ void accumulate(Sums& sums, const Products& weights, Smem&, int b,
-                                             bool guarded) const {
+  // Weights in shared memory, for this warp.
+  struct Weights {};
+  __device__ __forceinline__ Weights hand_over(const Products& s) const {
     simt::sync_warp();  // no lane still reads what was handed over before
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
-      for (int c = 0; c < COLS; ++c) smem.weights.at(row(r), col(c)) = weights[r][c];
+      for (int c = 0; c < COLS; ++c) smem.weights.at(row(r), col(c)) = s[r][c];
     }
     simt::sync_warp();  // weights are there for every lane
-    if (guarded)
-      add_products<true>(sums, smem.other[b]);
-    else
-      add_products<false>(sums, smem.other[b]);
+    return {};
+  }
+  __device__ __forceinline__ void accumulate(Sums& sums, Weights, int b) const {
+    add_products<false>(sums, smem.other[b]);
+  }
+  __device__ __forceinline__ void accumulate_guarded(Sums& sums, Weights, int b) const {
+    add_products<true>(sums, smem.other[b]);
   }
 
   template <bool GUARDED>
@@ -107,7 +111,7 @@ struct BwdLane {
     }
   }
 
-  __device__ __forceinline__ void finish(const Sums& sums, float factor, Smem&, int a) const {
+  __device__ __forceinline__ void finish(const Sums& sums, float factor, int a) const {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
 #pragma unroll

@@ -70,14 +70,15 @@ struct MaskSum {
     simt::cp_async_wait<0>();
     simt::sync();  // the tiles have landed for every thread
     typename Engine::Products x = {}, d = {};
-    engine.multiply(x, 0, 0);
-    engine.multiply(d, 1, 1);
+    engine.template multiply<2>(x, 0, 0);
+    engine.template multiply<2>(d, 1, 1);
     const auto place = [&](int r, int c) { return Pair{i0 + engine.row(r), j0 + engine.col(c)}; };
     const uint32_t kept = f.dropout > 0 ? kept_pairs<ROWS, COLS>(f, b, h, place) : ~0u;
     const Pairs<Score> pairs(score, f, seq.sq);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      const RowStat row = row_stat<Score>(p, seq, b, h, i0 + engine.row(r));
+      const int at = i0 + engine.row(r);
+      const RowStat row = row_stat<Score>(p, head_offset(f, seq, b, h) + at, at < seq.sq);
 #pragma unroll
       for (int c = 0; c < COLS; ++c) {
         const auto [i, j] = place(r, c);

@@ -46,8 +46,9 @@ __global__ void __launch_bounds__(BWD_ROWS_THREADS)
   const auto [b, h_kv, h, h1, first, seq] = block;
   const GlobalMatrix<const T> o(f.o, f.o_stride, b, h, seq.q_row, seq.sq, f.Dv);
   const GlobalMatrix<const T> d_o(p.d_o, p.d_o_stride, b, h, seq.q_row, seq.sq, f.Dv);
-  const float* const lse = head_rows(static_cast<const float*>(f.lse), f, seq, b, h);
-  float* const delta = head_rows(static_cast<float*>(p.delta), f, seq, b, h);
+  const int64_t at = head_offset(f, seq, b, h);
+  const float* const lse = static_cast<const float*>(f.lse) + at;
+  float* const delta = static_cast<float*>(p.delta) + at;
   const int lane = int(threadIdx.x % LANES_PER_ROW);
   for (int row = int(threadIdx.x / LANES_PER_ROW); row < BWD_ROWS_BLOCK;
        row += BWD_ROWS_THREADS / LANES_PER_ROW) {
@@ -57,52 +58,52 @@ __global__ void __launch_bounds__(BWD_ROWS_THREADS)
 #pragma unroll
     for (int mask = 1; mask < LANES_PER_ROW; mask *= 2) sum += simt::shfl_xor(sum, mask);
     if (!exists || lane != 0) continue;
-    if (p.d_lse) sum -= head_rows(static_cast<const float*>(p.d_lse), f, seq, b, h)[i];
+    if (p.d_lse) sum -= static_cast<const float*>(p.d_lse)[at + i];
     delta[i] = lse[i] == -INFINITY ? 0.f : sum;
   }
 }
 
-// Σ over the block, in a fixed order; for thread 0.
-__device__ __forceinline__ float sum_block(float x, float (&parts)[BWD_ROWS_THREADS]) {
-  simt::sync();  // nobody still reads the parts of the last sum
-  parts[threadIdx.x] = x;
-  simt::sync();  // parts are there for thread 0
+// Σ over a head's rows of share(i), in a fixed order; for thread 0.
+template <class Share>
+__device__ __forceinline__ float sum_rows(int rows, float (&parts)[BWD_ROWS_THREADS], Share share) {
   float sum = 0;
+  for (int i = int(threadIdx.x); i < rows; i += BWD_ROWS_THREADS) sum += share(i);
+  simt::sync();  // nobody still reads the parts of the last sum
+  parts[threadIdx.x] = sum;
+  simt::sync();  // parts are there for thread 0
+  sum = 0;
   if (threadIdx.x == 0)
     for (const float part : parts) sum += part;
   return sum;
 }
 
+template <class A>
 struct BwdHeadsSmem {
-  float parts[BWD_ROWS_THREADS];
+  A parts[BWD_ROWS_THREADS];
 };
 
-inline __global__ void __launch_bounds__(BWD_ROWS_THREADS)
+template <class A>
+__global__ void __launch_bounds__(BWD_ROWS_THREADS)
     attention_bwd_heads(const __grid_constant__ AttentionBwdParams p) {
   const AttentionParams& f = p.fwd;
   const int b = int(blockIdx.x) / f.Hq, h = int(blockIdx.x) % f.Hq;
   const Sequence seq = sequence(f, b);
-  auto& parts = simt::shared<BwdHeadsSmem>().parts;
-  const auto rows = [&](const void* tensor) {
-    return head_rows(static_cast<const float*>(tensor), f, seq, b, h);
+  const int64_t at = head_offset(f, seq, b, h), out = int64_t(b) * f.Hq + h;
+  auto& parts = simt::shared<BwdHeadsSmem<A>>().parts;
+  const auto store = [&](void* to, A sum) {
+    if (threadIdx.x == 0) static_cast<A*>(to)[out] = sum;
   };
-  const int64_t out = int64_t(b) * f.Hq + h;
   if (p.d_sinks) {
-    const float sink =
-        static_cast<const float*>(f.sinks.data)[b * f.sinks.batch + h * f.sinks.head];
-    const float *const lse = rows(f.lse), *const delta = rows(p.delta);
-    float share = 0;
-    for (int i = int(threadIdx.x); i < seq.sq; i += BWD_ROWS_THREADS)
-      if (lse[i] != -INFINITY) share -= simt::exp2((sink - lse[i]) * LOG2_E) * delta[i];
-    share = sum_block(share, parts);
-    if (threadIdx.x == 0) static_cast<float*>(p.d_sinks)[out] = share;
+    const A sink = static_cast<const A*>(f.sinks.data)[b * f.sinks.batch + h * f.sinks.head];
+    const A *const lse = static_cast<const A*>(f.lse) + at, *const delta =
+                                                                static_cast<const A*>(p.delta) + at;
+    store(p.d_sinks, sum_rows(seq.sq, parts, [&](int i) {
+            return lse[i] == -INFINITY ? A(0) : -simt::exp2((sink - lse[i]) * LOG2_E) * delta[i];
+          }));
   }
   if (p.d_alibi) {
-    const float* const shares = rows(p.d_alibi_rows);
-    float share = 0;
-    for (int i = int(threadIdx.x); i < seq.sq; i += BWD_ROWS_THREADS) share += shares[i];
-    share = sum_block(share, parts);
-    if (threadIdx.x == 0) static_cast<float*>(p.d_alibi)[out] = share;
+    const A* const shares = static_cast<const A*>(p.d_alibi_rows) + at;
+    store(p.d_alibi, sum_rows(seq.sq, parts, [&](int i) { return shares[i]; }));
   }
 }
 
@@ -112,10 +113,11 @@ Status launch_attention_bwd_delta(const AttentionBwdParams& p, const Exec& exec)
                       BWD_ROWS_THREADS, 0, exec.stream, p);
 }
 
+template <class A>
 Status launch_attention_bwd_heads(const AttentionBwdParams& p, const Exec& exec) {
   if (!p.d_sinks && !p.d_alibi) return nullptr;
-  return simt::launch(attention_bwd_heads, int64_t(p.fwd.B) * p.fwd.Hq, BWD_ROWS_THREADS,
-                      int(sizeof(BwdHeadsSmem)), exec.stream, p);
+  return simt::launch(attention_bwd_heads<A>, int64_t(p.fwd.B) * p.fwd.Hq, BWD_ROWS_THREADS,
+                      int(sizeof(BwdHeadsSmem<A>)), exec.stream, p);
 }
 
 }  // namespace atx::ATX_TARGET

@@ -5,7 +5,6 @@
 // - lane: the pairs of fragment.h's C layout; row r of ROWS and column c of COLS of its own grid
 #pragma once
 #include "csrc/cuda/heuristics.h"
-#include "csrc/cuda/nonfinite.cuh"
 #include "csrc/cuda/tile.cuh"
 
 namespace atx::ATX_TARGET {
@@ -26,12 +25,14 @@ struct BwdWarp {
   using Products = float[M][STEP / 8][4];
   using Sums = float[M][D / 8][4];
 
+  Smem& smem;
   const FragmentAddress<OwnTile> own;
   const FragmentAddress<OtherTile, Order::ACROSS> across;
   const FragmentAddress<OtherTile> down;
 
   __device__ __forceinline__ explicit BwdWarp(Smem& smem)
-      : own(smem.own[0], first_row(), lane()),
+      : smem(smem),
+        own(smem.own[0], first_row(), lane()),
         across(smem.other[0], 0, lane()),
         down(smem.other[0], 0, lane()) {}
 
@@ -55,10 +56,11 @@ struct BwdWarp {
   __device__ __forceinline__ static bool leads_row() { return lane() % 4 == 0; }
 
   // s += own[a] other[b]ᵀ
+  template <int UNROLL>
   __device__ __forceinline__ void multiply(Products& s, int a, int b) const {
     const auto rows = own.here(a);
     const auto partners = across.here(b);
-#pragma unroll
+#pragma unroll UNROLL
     for (int k = 0; k < D / 16; ++k) {
       uint32_t fragment[M][4];
 #pragma unroll
@@ -67,33 +69,68 @@ struct BwdWarp {
     }
   }
 
-  // sums += weights other[b]. guarded: other[b] holds nan or inf, which reach only the rows whose
-  // weight is not 0.
-  __device__ __forceinline__ void accumulate(Sums& sums, const Products& weights, Smem&, int b,
-                                             bool guarded) const {
+  // Weights as A operands.
+  struct Weights {
     uint32_t packed[STEP / 16][M][4];
+  };
+  __device__ __forceinline__ Weights hand_over(const Products& s) const {
+    Weights weights;
 #pragma unroll
     for (int k = 0; k < STEP / 16; ++k) {
 #pragma unroll
       for (int m = 0; m < M; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float* pair = &weights[m][2 * k + i / 2][i % 2 * 2];
-          packed[k][m][i] = simt::pack2<T>(pair[0], pair[1]);
+          const float* pair = &s[m][2 * k + i / 2][i % 2 * 2];
+          weights.packed[k][m][i] = simt::pack2<T>(pair[0], pair[1]);
         }
       }
     }
+    return weights;
+  }
+
+  // sums += weights other[b]
+  __device__ __forceinline__ void accumulate(Sums& sums, const Weights& weights, int b) const {
     const auto partners = down.here(b);
-    if (guarded) {
-      multiply_guarded(sums, packed, partners);
-    } else {
 #pragma unroll
-      for (int k = 0; k < STEP / 16; ++k) multiply_nn(sums, packed[k], partners, k * 16);
+    for (int k = 0; k < STEP / 16; ++k) multiply_nn(sums, weights.packed[k], partners, k * 16);
+  }
+
+  // The same where other[b] holds nan or inf, which must not reach rows whose weight is 0: on FMA
+  // units, partner by partner. Rare enough to be slow.
+  __device__ __forceinline__ void accumulate_guarded(Sums& sums, const Weights& weights,
+                                                     int b) const {
+#pragma unroll 1
+    for (int j = 0; j < STEP; ++j) {
+      float weight[ROWS];
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        uint32_t mine = 0;
+#pragma unroll
+        for (int n = 0; n < STEP / 8; ++n)
+          mine |= weights.packed[n / 2][r / 2][n % 2 * 2 + r % 2] & (n == j / 8 ? ~0u : 0u);
+        weight[r] = element(simt::shfl(mine, lane() / 4 * 4 + j % 8 / 2), j % 2);
+      }
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+        const uint32_t pair = reinterpret_cast<uint32_t&>(smem.other[b].chunk(j, n)[col(0)]);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+#pragma unroll
+          for (int r = 0; r < ROWS; ++r) {
+            float& sum = sums[r / 2][n][r % 2 * 2 + e];
+            sum = weight[r] == 0.f ? sum : fmaf(weight[r], element(pair, e), sum);
+          }
+        }
+      }
     }
+  }
+  __device__ __forceinline__ static float element(uint32_t pair, int i) {
+    return to_float(T{uint16_t(pair >> 16 * i)});
   }
 
   // This warp's rows of own[a] ← factor · sums.
-  __device__ __forceinline__ void finish(const Sums& sums, float factor, Smem& smem, int a) const {
+  __device__ __forceinline__ void finish(const Sums& sums, float factor, int a) const {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
 #pragma unroll

@@ -15,9 +15,8 @@ constexpr uint32_t ONES = EXPONENTS<T> & 0x3fff3fffu;
 // stay apart.
 constexpr int MARK_INF = 1, MARK_MINUS_INF = 128, MARK_NAN = 128 * 128;
 
-// The sign bits of a word's elements that are nan or inf.
 template <class T>
-__device__ __forceinline__ uint32_t nonfinite(uint32_t word) {
+__device__ __forceinline__ bool any_nonfinite(uint32_t word) {
   // Adding the exponent's lowest bit carries into the sign's place exactly when the exponent is all
   // ones.
   constexpr uint32_t LOWEST = EXPONENTS<T> & ~(EXPONENTS<T> << 1);
@@ -27,13 +26,13 @@ __device__ __forceinline__ uint32_t nonfinite(uint32_t word) {
 // Whether one of this thread's chunks of the tile holds a nan or inf.
 template <int THREADS, class Tile>
 __device__ __forceinline__ bool holds_nonfinite(Tile& tile) {
-  uint32_t found = 0;
+  bool found = false;
   ChunkWalk<Tile, THREADS>().for_each([&](int row, int chunk) {
     const Chunk words = as_chunk(tile.chunk(row, chunk));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) found |= nonfinite<typename Tile::T>(words.word[i]);
+    for (int i = 0; i < 4; ++i) found |= any_nonfinite<typename Tile::T>(words.word[i]);
   });
-  return found != 0;
+  return found;
 }
 
 // tile, marks ← the finite values of tile, and the marks of the others.
@@ -44,26 +43,11 @@ __device__ __forceinline__ void split_nonfinite(Tile& tile, Tile& marks) {
   for (int at = int(threadIdx.x); at < Tile::ROWS * Tile::COLS; at += THREADS) {
     T& x = tile.at(at / Tile::COLS, at % Tile::COLS);
     const float value = to_float(x);
-    const bool finite = !nonfinite<T>(x.bits);
+    const bool finite = !any_nonfinite<T>(x.bits);
     const int mark = value != value ? MARK_NAN : value < 0 ? MARK_MINUS_INF : MARK_INF;
     marks.at(at / Tile::COLS, at % Tile::COLS) = from_float<T>(finite ? 0.f : float(mark));
     if (!finite) x = T{};
   }
-}
-
-// 1.0 for each element that is not 0.
-template <class T>
-__device__ __forceinline__ uint32_t ones_of(uint32_t pair) {
-  const uint32_t lo = pair & 0x7fffu, hi = pair & 0x7fff0000u;
-  return ONES<T> & ((lo ? 0xffffu : 0u) | (hi ? 0xffff0000u : 0u));
-}
-
-// x += the values that were counted.
-__device__ __forceinline__ void add_marked(float& x, float counts) {
-  const int count = int(counts);
-  if (count % MARK_MINUS_INF) x += INFINITY;
-  if (count % MARK_NAN / MARK_MINUS_INF) x -= INFINITY;
-  if (count / MARK_NAN) x += NAN;
 }
 
 // o += what the marked values add to it: weights [16 M, 16 K] is the packed A operand that
@@ -79,7 +63,11 @@ __device__ __forceinline__ void add_nonfinite(float (&o)[M][N][4],
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) attended[k][m][i] = ones_of<typename Tile::T>(weights[k][m][i]);
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t lo = weights[k][m][i] & 0x7fffu, hi = weights[k][m][i] & 0x7fff0000u;
+        attended[k][m][i] =
+            ONES<typename Tile::T> & ((lo ? 0xffffu : 0u) | (hi ? 0xffff0000u : 0u));
+      }
     }
   }
 #pragma unroll
@@ -90,53 +78,13 @@ __device__ __forceinline__ void add_nonfinite(float (&o)[M][N][4],
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) add_marked(o[m][n + i / 4][i % 4], counts[m][i / 4][i % 4]);
-    }
-  }
-}
-
-// One 16-bit element's mark, 0 for a finite one.
-template <class T>
-__device__ __forceinline__ uint32_t mark_of(uint32_t bits) {
-  const float value = to_float(T{uint16_t(bits)});
-  const int mark = value != value ? MARK_NAN : value < 0 ? MARK_MINUS_INF : MARK_INF;
-  return from_float<T>(nonfinite<T>(bits & 0xffffu) ? float(mark) : 0.f).bits;
-}
-
-// c += a b, as multiply_nn over all of a's columns; but what is nan or inf in b reaches only the
-// rows whose a is not 0 there.
-template <int M, int K, int N, class Tile>
-__device__ __forceinline__ void multiply_guarded(float (&c)[M][N][4], const uint32_t (&a)[K][M][4],
-                                                 const FragmentAddress<Tile>& b) {
-  using T = typename Tile::T;
-  static_assert(K * 16 < MARK_MINUS_INF);
-#pragma unroll
-  for (int n = 0; n < N; n += 2) {
-    float counts[M][2][4] = {};
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      uint32_t finite[4], marks[4];
-      simt::ldmatrix_x4_trans(finite, b.at(k * 16, n * 8));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        marks[i] = mark_of<T>(finite[i]) | mark_of<T>(finite[i] >> 16) << 16;
-        finite[i] &= ~((nonfinite<T>(finite[i]) >> 15) * 0xffffu);
+      for (int i = 0; i < 8; ++i) {
+        const int count = int(counts[m][i / 4][i % 4]);
+        float& x = o[m][n + i / 4][i % 4];
+        if (count % MARK_MINUS_INF) x += INFINITY;
+        if (count % MARK_NAN / MARK_MINUS_INF) x -= INFINITY;
+        if (count / MARK_NAN) x += NAN;
       }
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-        uint32_t attended[4];  // [a ≠ 0]
-#pragma unroll
-        for (int i = 0; i < 4; ++i) attended[i] = ones_of<T>(a[k][m][i]);
-        simt::mma(c[m][n], a[k][m], finite[0], finite[1], T{});
-        simt::mma(c[m][n + 1], a[k][m], finite[2], finite[3], T{});
-        simt::mma(counts[m][0], attended, marks[0], marks[1], T{});
-        simt::mma(counts[m][1], attended, marks[2], marks[3], T{});
-      }
-    }
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) add_marked(c[m][n + i / 4][i % 4], counts[m][i / 4][i % 4]);
     }
   }
 }

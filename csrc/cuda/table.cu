@@ -21,6 +21,7 @@ template <class T>
 Status launch_attention_bwd_mask(const AttentionBwdParams&, const Exec&);
 template <class T>
 Status launch_attention_bwd_delta(const AttentionBwdParams&, const Exec&);
+template <class A>
 Status launch_attention_bwd_heads(const AttentionBwdParams&, const Exec&);
 
 template <class T, class Score>
@@ -70,7 +71,7 @@ Status attention_bwd_of(const AttentionBwdParams& p, const Exec& exec) {
   Status failed = launch_attention_bwd_delta<T>(p, exec);
   if (!failed) failed = attention_bwd_passes<T>(p, exec);
   if (!failed && p.d_mask) failed = launch_attention_bwd_mask<T>(p, exec);
-  if (!failed) failed = launch_attention_bwd_heads(p, exec);
+  if (!failed) failed = launch_attention_bwd_heads<float>(p, exec);
   return failed;
 }
 

@@ -6,5 +6,6 @@ namespace atx::ATX_TARGET {
 template Status launch_attention_bwd_delta<bf16>(const AttentionBwdParams&, const Exec&);
 template Status launch_attention_bwd_delta<f16>(const AttentionBwdParams&, const Exec&);
 template Status launch_attention_bwd_delta<float>(const AttentionBwdParams&, const Exec&);
+template Status launch_attention_bwd_heads<float>(const AttentionBwdParams&, const Exec&);
 
 }  // namespace atx::ATX_TARGET
