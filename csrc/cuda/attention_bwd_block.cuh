@@ -4,9 +4,9 @@
 //
 //   P = exp(Y - lse),  dY = P (M (dO_i · v_j) - delta),  dX = dY · dY/dX
 #pragma once
-#include "csrc/core/dropout.h"
 #include "csrc/core/score.h"
 #include "csrc/cuda/attention_block.cuh"
+#include "csrc/cuda/dropped.cuh"
 #include "csrc/cuda/heuristics.h"
 
 namespace atx::ATX_TARGET {
@@ -91,10 +91,6 @@ __device__ __forceinline__ Steps query_steps(const Score& score, int j0, int j1,
   return {first * STEP, last > first ? step_end(last - 1) : first * STEP};
 }
 
-struct Pair {
-  int i, j;  // query, key
-};
-
 // A pair's gradients. weight: M P, dV's share of dO. logit: dY. product: dX, but for a linear
 // policy's factor.
 struct PairGradient {
@@ -109,10 +105,7 @@ struct Pairs {
   const float kept;       // what dropout multiplies the weights by that it keeps
 
   __device__ __forceinline__ Pairs(const Score& score, const AttentionParams& p, int sq)
-      : score(score),
-        sq(sq),
-        unit_log2(float(p.scale) * LOG2_E),
-        kept(p.dropout > 0 && p.dropout < 1 ? float(1 / (1 - p.dropout)) : 1.f) {}
+      : score(score), sq(sq), unit_log2(float(p.scale) * LOG2_E), kept(kept_factor(p)) {}
 
   // The factor of every dX that product leaves out.
   __device__ __forceinline__ static float unit(const AttentionParams& p) {
@@ -151,25 +144,5 @@ struct Pairs {
     return {attends ? p : 0.f, attends ? logit : 0.f, attends ? product : 0.f};
   }
 };
-
-// One bit for each pair of a lane's grid of ROWS x COLS, set where dropout keeps its weight.
-// place(r, c) is the pair's query and key.
-template <int ROWS, int COLS, class Place>
-__device__ __forceinline__ uint32_t kept_pairs(const AttentionParams& p, int b, int h,
-                                               Place place) {
-  static_assert(ROWS * COLS <= 32);
-  const Dropout<float> dropout(p, b);
-  uint32_t kept = 0;
-#pragma unroll 1
-  for (int at = 0; at < ROWS * COLS; ++at) {
-    const auto [i, j] = place(at / COLS, at % COLS);
-    float factor[4];
-    dropout.factors<OneLane<float>>(uint32_t(j) / 4, uint32_t(i), uint32_t(h), factor);
-    // Selected, not indexed: an array indexed at run time lies in memory.
-    const float even = j % 4 < 2 ? factor[0] : factor[2], odd = j % 4 < 2 ? factor[1] : factor[3];
-    kept |= uint32_t((j % 2 ? odd : even) != 0.f) << at;
-  }
-  return kept;
-}
 
 }  // namespace atx::ATX_TARGET

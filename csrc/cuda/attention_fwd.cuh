@@ -24,6 +24,7 @@
 #include "csrc/core/kernels.h"
 #include "csrc/core/score.h"
 #include "csrc/cuda/attention_block.cuh"
+#include "csrc/cuda/dropped.cuh"
 #include "csrc/cuda/heuristics.h"
 #include "csrc/cuda/nonfinite.cuh"
 #include "csrc/cuda/tile.cuh"
@@ -211,6 +212,29 @@ struct AttentionWarp {
     }
   }
 
+  // s ← what dropout leaves of the weights, after their sums were taken.
+  __device__ __forceinline__ void drop(float (&s)[M][KV / 8][4], const AttentionParams& p,
+                                       int kv0) const {
+    if constexpr (!Score::LINEAR) {
+      if (!(p.dropout > 0)) return;
+      constexpr int ROWS = 2 * M, COLS = KV / 4;
+      const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
+      const uint32_t kept = kept_pairs<ROWS, COLS>(p, block.b, block.h, [&](int r, int c) {
+        const int row = r / 2 * 16 + simt::c_place(lane(), r % 2 * 2).row;
+        return Pair{q0 + first_row() + row, kv0 + c / 2 * 8 + simt::c_place(lane(), c % 2).col};
+      });
+      const float factor = kept_factor(p);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+        for (int c = 0; c < COLS; ++c) {
+          float& weight = s[r / 2][c / 2][r % 2 * 2 + c % 2];
+          weight = kept >> (r * COLS + c) & 1 ? weight * factor : 0.f;
+        }
+      }
+    }
+  }
+
   __device__ __forceinline__ static void pack(uint32_t (&p)[KV / 16][M][4],
                                               const float (&s)[M][KV / 8][4]) {
 #pragma unroll
@@ -260,8 +284,8 @@ struct AttentionWarp {
 // A tile of keys whose K is on the way, in full generality: masked, of any alignment, with any
 // values. A block has few of these, so the next K is copied only when all is done.
 template <class Tile, class Score, class Stream>
-__device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, Stream& k, Stream& v,
-                                       int kv0, int first) {
+__device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const AttentionParams& p,
+                                       Stream& k, Stream& v, int kv0, int first) {
   constexpr int KV = Tile::BLOCK_KV, M = Tile::M, THREADS = Tile::THREADS;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
@@ -279,6 +303,7 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, Stream&
     warp.move_bases(s);
     warp.template weigh<true>(s, part);
     warp.add(part);
+    warp.drop(s, p, kv0);
     warp.pack(weights, s);
   }
 
@@ -303,7 +328,8 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, Stream&
 // The same for a tile that nothing masks, of chunked K and V, if no row's weights grow too large.
 // Otherwise answers false and leaves everything to attend: K is still there, V is copied again.
 template <class Tile, class Score, class Stream>
-__device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp, Stream& k, Stream& v,
+__device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
+                                             const AttentionParams& p, Stream& k, Stream& v,
                                              int kv0, int first) {
   constexpr int KV = Tile::BLOCK_KV, M = Tile::M;
   FwdSmem<Tile>& smem = warp.smem;
@@ -317,6 +343,7 @@ __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp, S
   warp.products(s);
   if constexpr (!Score::LINEAR) warp.template logits<false>(s, kv0);
   warp.template weigh<false>(s, part);
+  warp.drop(s, p, kv0);
   uint32_t weights[KV / 16][M][4];
   warp.pack(weights, s);
 
@@ -368,9 +395,9 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
   warp.keep_q();
   const auto plain = [&](int j) { return j >= first && score.full(q0, q1, j, j + KV); };
   for (; kv0 >= first; kv0 -= KV) {
-    attend(warp, k_stream, v_stream, kv0, first);
+    attend(warp, p, k_stream, v_stream, kv0, first);
     if (!k_stream.chunked() || !v_stream.chunked()) continue;
-    while (plain(kv0 - KV) && attend_plain(warp, k_stream, v_stream, kv0 - KV, first)) kv0 -= KV;
+    while (plain(kv0 - KV) && attend_plain(warp, p, k_stream, v_stream, kv0 - KV, first)) kv0 -= KV;
   }
 
   // Found again, not kept: the loop needs the registers.

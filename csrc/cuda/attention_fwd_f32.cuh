@@ -13,6 +13,7 @@
 #include "csrc/core/kernels.h"
 #include "csrc/core/score.h"
 #include "csrc/cuda/attention_block.cuh"
+#include "csrc/cuda/dropped.cuh"
 #include "csrc/cuda/heuristics.h"
 #include "csrc/cuda/nonfinite.cuh"
 #include "csrc/cuda/tile.cuh"
@@ -108,9 +109,20 @@ struct F32Lane {
     }
   }
 
-  // smem.p ← weights.
+  // smem.p ← what dropout leaves of the weights.
   template <bool MASKED>
-  __device__ __forceinline__ void weigh(const float (&s)[ROWS][KEYS]) {
+  __device__ __forceinline__ void weigh(const float (&s)[ROWS][KEYS], const AttentionParams& p,
+                                        int kv0) {
+    uint32_t kept = ~0u;
+    float factor = 1;
+    if constexpr (!Score::LINEAR) {
+      if (p.dropout > 0) {
+        const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
+        kept = kept_pairs<ROWS, KEYS>(
+            p, block.b, block.h, [&](int i, int j) { return Pair{q0 + row(i), kv0 + key(j)}; });
+        factor = kept_factor(p);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
       // A row without a key up to now: any finite base gives 2^-inf = 0.
@@ -119,7 +131,10 @@ struct F32Lane {
       for (int j = 0; j < KEYS; ++j) {
         const float weight = exponential.weight(s[i][j], from);
         sum[i] += weight;
-        smem.p.at(row(i), key(j)) = weight;
+        if constexpr (Score::LINEAR)
+          smem.p.at(row(i), key(j)) = weight;
+        else
+          smem.p.at(row(i), key(j)) = kept >> (i * KEYS + j) & 1 ? weight * factor : 0.f;
       }
     }
   }
@@ -171,8 +186,8 @@ struct F32Lane {
 // A tile of keys, whose K is on the way.
 // PLAIN: nothing is masked, and K and V are chunked.
 template <bool PLAIN, class Tile, class Score, class Stream>
-__device__ __forceinline__ void attend(F32Lane<Tile, Score>& lane, Stream& k, Stream& v, int kv0,
-                                       int first) {
+__device__ __forceinline__ void attend(F32Lane<Tile, Score>& lane, const AttentionParams& p,
+                                       Stream& k, Stream& v, int kv0, int first) {
   F32Smem<Tile>& smem = lane.smem;
   simt::cp_async_wait<0>();
   simt::sync();  // K has landed for every thread, and no warp still reads the last V, which is
@@ -184,7 +199,7 @@ __device__ __forceinline__ void attend(F32Lane<Tile, Score>& lane, Stream& k, St
   lane.products(s);
   if constexpr (!PLAIN || !Score::LINEAR) lane.template logits<!PLAIN>(s, kv0);
   lane.move_bases(s);
-  lane.template weigh<!PLAIN>(s);
+  lane.template weigh<!PLAIN>(s, p, kv0);
 
   simt::cp_async_wait<0>();
   simt::sync();  // V has landed and P is written; no warp still reads K, which is overwritten now
@@ -232,9 +247,9 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
   };
   while (kv0 >= first) {
     for (; kv0 >= first && !plain(kv0); kv0 -= KV)
-      attend<false>(lane, k_stream, v_stream, kv0, first);
+      attend<false>(lane, p, k_stream, v_stream, kv0, first);
     for (; kv0 >= first && plain(kv0); kv0 -= KV)
-      attend<true>(lane, k_stream, v_stream, kv0, first);
+      attend<true>(lane, p, k_stream, v_stream, kv0, first);
   }
 
   // Found again, not kept: the loop needs the registers.
