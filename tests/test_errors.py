@@ -42,8 +42,7 @@ DENSE = [
     (ValueError, r"window_size of -1 \(unlimited\) or more on each side; got \(-2, 0\)", {"window_size": (-2, 0)}),
     (ValueError, r"window_size \(left, right\)", {"window_size": (1, 2, 3)}),
     (ValueError, r"causal_align of .*got 'left'", {"causal_align": "left"}),
-    (ValueError, r"dropout has no kernel yet; got dropout_p=0.1", {"dropout_p": 0.1}),
-    (RuntimeError, r"backward has no kernel yet.*no_grad", {"query": Q.clone().requires_grad_()}),
+    (ValueError, r"dropout probability of 0 to 1; got 1.1", {"dropout_p": 1.1}),
     (ValueError, r"kernels for head dimensions up to 576", {"query": torch.randn(2, 6, 12, 577), "key": torch.randn(2, 2, 9, 577)}),
 ]  # fmt: skip
 
@@ -90,10 +89,10 @@ def test_varlen_says_what_is_wrong(error, match, changes):
 def test_why_not_lists_every_reason_and_nothing_for_a_call_that_runs():
     assert attn_ext.why_not("attention", Q, K, K, enable_gqa=True) == []
     assert attn_ext.why_not(attn_ext.varlen_attention, **varlen()) == []
-    reasons = attn_ext.why_not("attention", Q, K.half(), K[:, :, :4], dropout_p=0.5, softcap=-1.0)
+    reasons = attn_ext.why_not("attention", Q, K.half(), K[:, :, :4], dropout_p=-0.5, softcap=-1.0)
     assert len(reasons) == 5, reasons
     with pytest.raises(
-        ValueError, match="expected one of attention, varlen_attention; got 'flash'"
+        ValueError, match="expected one of attention, varlen_attention, .*; got 'flash'"
     ):
         attn_ext.why_not("flash")
 

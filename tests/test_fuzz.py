@@ -8,6 +8,8 @@ import torch
 
 import attn_ext
 from attn_ext.testing import Backend
+from attn_ext.testing.equivalence import for_reference
+from attn_ext.testing.gradients import cotangents, gradients
 from attn_ext.variants.attention import reference
 
 SIZES = (0, 1, 2, 3, 5, 8, 17, 33, 64, 65)
@@ -61,7 +63,13 @@ def random_call(seed: int):
         call["alibi_slopes"] = torch.rand(hq, generator=g)
     if r.random() < 0.2:
         call["sinks"] = torch.randn(hq, generator=g)
+    if r.random() < 0.2:
+        p, call["dropout_seed"] = r.choice((0.1, 0.5, 1.0)), torch.tensor([r.getrandbits(63)])
+        call["dropout_p"] = p
     return call, dtype
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 @pytest.mark.parametrize("block", range(8))
@@ -69,10 +77,6 @@ def test_random_calls(backend: Backend, block: int):
     ran = 0
     for seed in range(block * 25, block * 25 + 25):
         call, dtype = random_call(seed)
-        floats = {
-            n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-            for n, x in call.items()
-        }
         with backend.context():
             reasons = attn_ext.why_not("attention", **call)
             if reasons:
@@ -80,13 +84,22 @@ def test_random_calls(backend: Backend, block: int):
                     attn_ext.attention(**call)
                 continue
             o, lse = attn_ext.attention(**call, return_lse=True)
+            d = cotangents(o, lse, seed)
+            grads = gradients(attn_ext.attention, call, *d)
         ran += 1
-        expected, expected_lse = reference(**floats, return_lse=True)
-        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}.get(
-            dtype, 6e-2
-        )
-        close = {"atol": tolerance, "rtol": tolerance, "equal_nan": True}
-        where = partial("seed {}: {}".format, seed)
-        torch.testing.assert_close(o.double(), expected, msg=where, **close)
-        torch.testing.assert_close(lse.double(), expected_lse, msg=where, **close)
+        wide = for_reference(call, torch.float64)
+        results = dict(zip(("o", "lse"), reference(**wide, return_lse=True), strict=True))
+        results |= gradients(reference, wide, *d, allow_unused=True)
+        for n, got in (grads | {"o": o, "lse": lse}).items():
+            # a gradient is a sum over rows, keys, heads or entries
+            terms = 1 if n in ("o", "lse") else 1 + results[n].abs().amax() if got.numel() else 1
+            tolerance = max(TOLERANCE[dtype], TOLERANCE[got.dtype])
+            torch.testing.assert_close(
+                got.double(),
+                results[n],
+                atol=float(tolerance * terms),
+                rtol=tolerance,
+                equal_nan=True,
+                msg=partial("seed {}, {}: {}".format, seed, n),
+            )
     assert ran > 10
