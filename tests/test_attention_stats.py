@@ -12,8 +12,9 @@ from attn_ext.variants import attention, varlen_attention
 from attn_ext.variants.cases import AttentionCase, VarlenCase, attention_cases, varlen_cases
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-CASES = [c for c in attention_cases() if c.d == c.dv and not c.dropout]
-CASES += [c for c in varlen_cases() if not c.dropout]
+ALL = [c for c in [*attention_cases(), *varlen_cases()] if c.d == c.dv and not c.dropout]
+# Types take turns.
+CASES = [(c, DTYPES[n % len(DTYPES)]) for n, c in enumerate(ALL)]
 
 
 def call(case: AttentionCase, x: dict, device: str = "cpu") -> dict[str, Tensor]:
@@ -101,8 +102,9 @@ def check(case: AttentionCase, dtype: torch.dtype, got: dict[str, Tensor]) -> No
         torch.testing.assert_close(there[~none], want["top_weight"][~none], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("case", "dtype"), CASES, ids=lambda x: getattr(x, "name", str(x).removeprefix("torch."))
+)
 def test_matches_the_weights(case: AttentionCase, dtype: torch.dtype, backend: Backend):
     if dtype not in backend.dtypes:
         with backend.context(), pytest.raises(TypeError, match="has no float64 kernel"):
