@@ -10,6 +10,11 @@
 // and the lanes that share a row compare notes at the end. Engine multiplies
 // (attention_stats_engines.cuh). Most tiles are plain: nothing is masked, and both of its sides are
 // whole.
+//
+// Plain loop, nvcc 13.0, sm_80, policy Full, bf16: SASS instructions per HMMA (and registers)
+// - rows of queries, D 64: 9.73 (206), 128: 5.61 (240). 128 instructions of the loop, 2.0 and 1.0
+//   per HMMA, find the place of a new maximum and are skipped where there is none.
+// - rows of keys, D 64: 5.80 (145), 128: 3.62 (198). No kernel spills.
 #pragma once
 #include <type_traits>
 
@@ -74,7 +79,7 @@ struct RowStats {
   __device__ __forceinline__ void store(const AttentionStatsParams& p, const StatsBlock& block,
                                         int i) const {
     const auto at = [&](auto* tensor) {
-      return head_rows(tensor, p.fwd, block.seq, block.b, block.h) + i;
+      return tensor + head_offset(p.fwd, block.seq, block.b, block.h) + i;
     };
     const float lse = *at(static_cast<const float*>(p.fwd.lse));
     // Nothing to attend to; or a nan, which makes every weight a nan, and none of them the largest.
@@ -137,7 +142,7 @@ struct StatsPass {
         smem(smem),
         steps(steps),
         unit_log2(Score::LINEAR ? float(p.fwd.scale) * LOG2_E : LOG2_E),
-        lse(head_rows(static_cast<const float*>(p.fwd.lse), p.fwd, block.seq, block.b, block.h)),
+        lse(static_cast<const float*>(p.fwd.lse) + head_offset(p.fwd, block.seq, block.b, block.h)),
         stream(other, steps.first) {
     if constexpr (!KEYS) {
 #pragma unroll

@@ -117,22 +117,30 @@ constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYP
               NUM_SCORES = 3;
 
 struct Catalogue {
-  static constexpr int SIZE = NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS;
+  static constexpr int FAMILIES = 2, SIZE = FAMILIES * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS;
   KernelInfo entries[SIZE];
   int size = 0;
 
   template <class Tile>
-  constexpr void add(const char* dtype, const char* score) {
+  constexpr void add_fwd(const char* dtype, const char* score) {
     entries[size++] = {"attention_fwd", dtype,          score,         Tile::D,
                        Tile::BLOCK_Q,   Tile::BLOCK_KV, Tile::THREADS, Tile::SHARED_BYTES};
+  }
+  template <class Tile>
+  constexpr void add_stats(const char* dtype, const char* score) {
+    entries[size++] = {"attention_stats", dtype,      score,         Tile::D,
+                       Tile::BLOCK,       Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES};
   }
   template <bool LINEAR>
   constexpr void add_score(const char* score) {
     for (const int dim : HEAD_DIMS) {
       with_head_dim(dim, [&]<int D>(HeadDim<D>) {
-        add<F32Tile<D>>("float32", score);
-        add<FwdTile<bf16, D, LINEAR>>("bfloat16", score);
-        add<FwdTile<f16, D, LINEAR>>("float16", score);
+        add_fwd<F32Tile<D>>("float32", score);
+        add_fwd<FwdTile<bf16, D, LINEAR>>("bfloat16", score);
+        add_fwd<FwdTile<f16, D, LINEAR>>("float16", score);
+        add_stats<F32StatsTile<D>>("float32", score);
+        add_stats<StatsTile<bf16, D, LINEAR>>("bfloat16", score);
+        add_stats<StatsTile<f16, D, LINEAR>>("float16", score);
       });
     }
   }
