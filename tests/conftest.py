@@ -30,8 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
         build_library()
 
 
-# By default gradients take one case of so many where it is slow or repeats another target's source.
-SHARE = {"simt": 9, "cpu-scalar": 4, "cpu-avx2": 4}
+# By default gradients take one case of so many where it is slow (the emulator), or where another
+# target has the same source (every CPU but the widest).
+SIMT_SHARE, CPU_SHARE = 9, 4
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -41,10 +42,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     used = metafunc.fixturenames
     if "gradient_case" in used:
         cases = [(v, c) for v in VARIANTS.values() for c in v.cases if not c.poison]
+        widest = next(n for n in backends() if n.startswith("cpu-"))
+        share = {n: SIMT_SHARE if n.startswith("simt") else CPU_SHARE for n in names if n != widest}
         runs = [
             pytest.param(v, c, backend(n), id=f"{v.name}-{c.name}-{n}")
             for n in names
-            for v, c in cases[:: every or (1 if chosen else SHARE.get(n, 1))]
+            for v, c in cases[:: every or (1 if chosen else share.get(n, 1))]
         ]
         metafunc.parametrize(("gradient_variant", "gradient_case", "backend"), runs)
         return

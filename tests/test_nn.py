@@ -201,6 +201,8 @@ ERRORS = [
      lambda: GroupedQueryAttention(24, 6, 4)),
     (r"expected heads a multiple of kv_heads; got 6 and 0",
      lambda: GroupedQueryAttention(24, 6, 0)),
+    (r"MultiHeadAttention: expected dropout of 0 to 1; got 1.5",
+     lambda: MultiHeadAttention(24, 6, dropout=1.5)),
     (r"from_mha: expected kv_heads a divisor of 6; got 4",
      lambda: GroupedQueryAttention.from_mha(MultiHeadAttention(24, 6), 4)),
     (r"from_torch: expected a module that attends only to its keys; got add_bias_kv=True",
@@ -220,11 +222,40 @@ def test_errors(match, call):
         call()
 
 
-def test_gradients_raise_the_error_of_the_op():
-    module = MultiHeadAttention(24, 6).train()
-    match = "attention: the backward has no kernel yet"
-    with torch.enable_grad(), pytest.raises(RuntimeError, match=match):
-        module(torch.randn(1, 3, 24))
-    module.requires_grad_(False)
+@pytest.mark.parametrize("options", [{}, {"kdim": 16, "vdim": 40}], ids=str)
+def test_gradients_of_inputs_and_parameters_are_torchs(options):
+    theirs, ours = pair(**options)
+    inputs = [torch.randn(2, 7, 24), torch.randn(2, 11, options.get("kdim", 24))]
+    inputs.append(torch.randn(2, 11, options.get("vdim", 24)))
+    mask = torch.randn(7, 11, dtype=torch.float64)
+    leaves = [[x.double().requires_grad_() for x in (*inputs, mask)] for _ in range(2)]
     with torch.enable_grad():
-        assert module(torch.randn(1, 3, 24)).shape == (1, 3, 24)
+        y = ours(*leaves[0][:3], attn_mask=leaves[0][3])
+        z, _ = theirs(*leaves[1][:3], attn_mask=leaves[1][3], need_weights=False)
+        y.sin().sum().backward()
+        z.sin().sum().backward()
+    for got, expected in zip(*leaves, strict=True):
+        close(got.grad, expected.grad)
+    close(ours.out_proj.weight.grad, theirs.out_proj.weight.grad)
+    if not options:
+        projections = (ours.q_proj, ours.k_proj, ours.v_proj)
+        close(torch.cat([p.weight.grad for p in projections]), theirs.in_proj_weight.grad)
+        close(torch.cat([p.bias.grad for p in projections]), theirs.in_proj_bias.grad)
+
+
+def test_dropout_in_training_only():
+    theirs = torch.nn.MultiheadAttention(24, 6, dropout=0.5, batch_first=True)
+    module = MultiHeadAttention.from_torch(theirs)
+    grouped = GroupedQueryAttention.from_mha(module, 2)
+    assert module.dropout == grouped.dropout == 0.5
+    assert repr(module).startswith(
+        "MultiHeadAttention(\n  heads=6, kv_heads=6, head_dim=4, dropout=0.5"
+    )
+    x = torch.randn(2, 9, 24)
+    assert torch.equal(module.eval()(x), module(x))
+    first = module.train()(x)
+    assert not torch.equal(first, module(x))
+    torch.manual_seed(1)
+    first = module(x)
+    torch.manual_seed(1)
+    assert torch.equal(module(x), first)

@@ -245,13 +245,34 @@ def test_encoder_decoder(name, ids, padding):
     assert torch.equal(*tokens)
 
 
-def test_training_raises(ids):
-    config = transformers.LlamaConfig(**SIZES, **HEADS, attention_dropout=0.1)
-    model = transformers.LlamaForCausalLM(config).train()
-    with pytest.raises(ValueError, match="dropout has no kernel yet"):
-        on(model, "attn_ext", ids)
-    with torch.enable_grad(), pytest.raises(RuntimeError, match="backward has no kernel yet"):
-        on(model.eval(), "attn_ext", ids)
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "GptOss"])
+def test_training_gradients_are_eagers(name, ids):
+    """Every parameter's: also of the sinks, through sliding windows and soft-cap."""
+    model_class = getattr(transformers, CLASSES.get(name, f"{name}ForCausalLM"))
+    model = randomize(model_class(getattr(transformers, f"{name}Config")(**CAUSAL[name]))).double()
+    model.train()
+    grads = []
+    for implementation in ("eager", "attn_ext"):
+        model.set_attn_implementation(implementation)
+        with torch.enable_grad():
+            loss = model(ids, labels=ids).loss
+            grads.append(torch.autograd.grad(loss, model.parameters(), materialize_grads=True))
+    for (n, _), theirs, ours in zip(model.named_parameters(), *grads, strict=True):
+        # float64 but for what the model itself computes in float32: rotary angles, some norms
+        torch.testing.assert_close(
+            ours, theirs, atol=2e-5, rtol=2e-5, msg=lambda m, n=n: f"{n}: {m}"
+        )
+
+
+def test_training_drops_what_the_generator_says(ids):
+    config = transformers.LlamaConfig(**SIZES, **HEADS, attention_dropout=0.5)
+    model = randomize(transformers.LlamaForCausalLM(config)).train()
+    torch.manual_seed(1)
+    first, second = (on(model, "attn_ext", ids) for _ in range(2))
+    torch.manual_seed(1)
+    assert torch.equal(on(model, "attn_ext", ids), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(on(model.eval(), "attn_ext", ids), on(model, "attn_ext", ids))
 
 
 def test_output_attentions_raises(ids):

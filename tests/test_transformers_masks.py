@@ -138,7 +138,7 @@ def test_attention_without_a_mask_follows_the_layer():
 ERRORS = [
     (ValueError, "output_attentions=True needs the weights", {"output_attentions": True}),
     (ValueError, "expected keys and values; got a paged cache", {"cache": object()}),
-    (ValueError, "dropout has no kernel yet; got dropout_p=0.1", {"dropout": 0.1}),
+    (ValueError, "dropout probability of 0 to 1; got 1.1", {"dropout": 1.1}),
 ]
 
 

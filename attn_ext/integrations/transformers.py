@@ -38,9 +38,9 @@ def register() -> None:
         ImportError: (at import) transformers is not there, or older than these interfaces.
 
     Note:
-        Forward only. Inputs that require gradients, dropout, `output_attentions=True` and paged
-        caches raise when the model runs. A query that keeps no key (a padded position) gets 0,
-        where eager gives an average.
+        For training too: gradients, and dropout as the model asks for it. `output_attentions=True`
+        and paged caches raise when the model runs. A query that keeps no key (a padded position)
+        gets 0, where eager gives an average.
 
     >>> from attn_ext.integrations.transformers import register
     >>> register()
@@ -83,7 +83,7 @@ def attention_forward(
         value: `[B, Hkv, Sk, Dv]`.
         attention_mask: all there is to mask, True = attend or a float bias. `None`: nothing, or by
             position if the layer is causal: query i keeps keys j <= i, a single query all of them.
-        dropout: must be 0.
+        dropout: share of the weights that become 0; models pass 0 unless they are training.
         scaling: `None` means 1/sqrt(D).
         is_causal: overrules the layer's. Like `sliding_window`, used only without a mask.
         sliding_window: W: a causal layer keeps W keys, itself included.
@@ -95,8 +95,7 @@ def attention_forward(
         **kwargs: what other implementations take; ignored.
 
     Raises:
-        ValueError: dropout, `output_attentions`, a paged cache, or what `attention` raises.
-        RuntimeError: inputs that require gradients.
+        ValueError: `output_attentions`, a paged cache, or what `attention` raises.
     """
     if output_attentions:
         raise ValueError(

@@ -27,6 +27,7 @@ class GroupedQueryAttention(nn.Module):
         vdim: width of the tensors that values are made of; `None`: `kdim`.
         head_dim: D; `None`: `embed_dim // heads`.
         bias: whether the projections add a bias.
+        dropout: share of the attention weights that become 0 in training mode.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -35,9 +36,7 @@ class GroupedQueryAttention(nn.Module):
 
     Note:
         2 · S · embed_dim · D · (2 Hq + 2 Hkv) operations for the projections, besides
-        `attn_ext.attention`. A key and value cache holds 2 · Hkv · D numbers per token. No dropout,
-        and no backward yet: with parameters that require gradients, call it under
-        `torch.no_grad()`.
+        `attn_ext.attention`. A key and value cache holds 2 · Hkv · D numbers per token.
 
     Reference:
         Ainslie et al., 2023, arXiv:2305.13245; Shazeer, 2019, arXiv:1911.02150 (one key head);
@@ -46,8 +45,7 @@ class GroupedQueryAttention(nn.Module):
     >>> import torch, attn_ext.nn
     >>> layer = attn_ext.nn.GroupedQueryAttention(embed_dim=64, heads=8, kv_heads=2, kdim=48)
     >>> x, image = torch.randn(3, 10, 64), torch.randn(3, 25, 48)
-    >>> with torch.no_grad():
-    ...     layer(x, image).shape
+    >>> layer(x, image).shape
     torch.Size([3, 10, 64])
     """
 
@@ -61,6 +59,7 @@ class GroupedQueryAttention(nn.Module):
         vdim: int | None = None,
         head_dim: int | None = None,
         bias: bool = True,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -76,7 +75,9 @@ class GroupedQueryAttention(nn.Module):
             raise ValueError(
                 f"{name}: expected heads a multiple of kv_heads; got {heads} and {kv_heads}."
             )
-        self.heads, self.kv_heads = heads, kv_heads
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"{name}: expected dropout of 0 to 1; got {dropout}.")
+        self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
         self.head_dim = embed_dim // heads if head_dim is None else head_dim
         kdim = embed_dim if kdim is None else kdim
         vdim = kdim if vdim is None else vdim
@@ -134,7 +135,6 @@ class GroupedQueryAttention(nn.Module):
 
         Raises:
             ValueError: `value` without `key`; what `attn_ext.attention` raises.
-            RuntimeError: gradients are enabled and a parameter or an input requires them.
         """
         if key is None and value is not None:
             raise ValueError(f"{type(self).__name__}: expected key with value; got value alone.")
@@ -145,6 +145,7 @@ class GroupedQueryAttention(nn.Module):
             self._split(self.k_proj(key)),
             self._split(self.v_proj(value)),
             attn_mask,
+            self.dropout if self.training else 0.0,
             is_causal=is_causal,
             scale=scale,
             enable_gqa=self.heads != self.kv_heads,
@@ -161,7 +162,8 @@ class GroupedQueryAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """The numbers that the projections do not show."""
-        return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
+        text = f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
+        return text + f", dropout={self.dropout}" * (self.dropout > 0)
 
     @classmethod
     def from_mha(cls, mha: "GroupedQueryAttention", kv_heads: int) -> "GroupedQueryAttention":
@@ -194,6 +196,7 @@ class GroupedQueryAttention(nn.Module):
             vdim=mha.v_proj.in_features,
             head_dim=mha.head_dim,
             bias=mha.q_proj.bias is not None,
+            dropout=mha.dropout,
             device=mha.q_proj.weight.device,
             dtype=mha.q_proj.weight.dtype,
         )
@@ -217,8 +220,7 @@ class MultiHeadAttention(GroupedQueryAttention):
     >>> theirs = torch.nn.MultiheadAttention(64, 8, batch_first=True).eval()
     >>> ours = attn_ext.nn.MultiHeadAttention.from_torch(theirs)
     >>> x = torch.randn(3, 10, 64)
-    >>> with torch.no_grad():
-    ...     torch.allclose(ours(x), theirs(x, x, x)[0], atol=1e-5)
+    >>> torch.allclose(ours(x), theirs(x, x, x)[0], atol=1e-5)
     True
     """
 
@@ -231,22 +233,23 @@ class MultiHeadAttention(GroupedQueryAttention):
         vdim: int | None = None,
         head_dim: int | None = None,
         bias: bool = True,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         """As in `GroupedQueryAttention`."""
         super().__init__(
             embed_dim, heads, heads,
-            kdim=kdim, vdim=vdim, head_dim=head_dim, bias=bias, device=device, dtype=dtype,
+            kdim=kdim, vdim=vdim, head_dim=head_dim, bias=bias, dropout=dropout,
+            device=device, dtype=dtype,
         )  # fmt: skip
 
     @classmethod
     def from_torch(cls, mha: nn.MultiheadAttention) -> "MultiHeadAttention":
-        """Return a module with the weights of `mha`, which in evaluation mode computes the same.
+        """Return a module with the weights and the dropout of `mha`, which computes the same.
 
-        Three conventions differ: inputs here are batch-first whatever `mha.batch_first` says; a
-        boolean mask is True where `mha`'s is False (a float mask is the same); dropout is not taken
-        over.
+        Two conventions differ: inputs here are batch-first whatever `mha.batch_first` says; a
+        boolean mask is True where `mha`'s is False (a float mask is the same).
 
         Args:
             mha: with packed or separate projections, any `kdim` and `vdim`.
@@ -276,6 +279,7 @@ class MultiHeadAttention(GroupedQueryAttention):
             kdim=mha.kdim,
             vdim=mha.vdim,
             bias=bias,
+            dropout=mha.dropout,
             device=weights[0].device,
             dtype=weights[0].dtype,
         )
@@ -288,8 +292,7 @@ class MultiQueryAttention(GroupedQueryAttention):
 
     >>> import torch, attn_ext.nn
     >>> layer = attn_ext.nn.MultiQueryAttention(embed_dim=64, heads=8)
-    >>> with torch.no_grad():
-    ...     layer(torch.randn(3, 10, 64), is_causal=True).shape
+    >>> layer(torch.randn(3, 10, 64), is_causal=True).shape
     torch.Size([3, 10, 64])
     """
 
@@ -302,11 +305,13 @@ class MultiQueryAttention(GroupedQueryAttention):
         vdim: int | None = None,
         head_dim: int | None = None,
         bias: bool = True,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         """As in `GroupedQueryAttention`."""
         super().__init__(
             embed_dim, heads, 1,
-            kdim=kdim, vdim=vdim, head_dim=head_dim, bias=bias, device=device, dtype=dtype,
+            kdim=kdim, vdim=vdim, head_dim=head_dim, bias=bias, dropout=dropout,
+            device=device, dtype=dtype,
         )  # fmt: skip
