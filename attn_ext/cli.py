@@ -16,7 +16,7 @@ from rich.markup import escape
 
 import attn_ext
 from attn_ext import _C, VARIANTS
-from attn_ext.testing import Backend, backends, check
+from attn_ext.testing import Backend, backends, check, check_gradients
 from attn_ext.variants.record import Case, Variant
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -148,6 +148,8 @@ class Tally:
         """Check one case and count it."""
         try:
             c = check(variant, case, dtype, backend)
+            if not getattr(case, "poison", False):  # nan in, nan out: nothing to compare
+                check_gradients(variant, case, dtype, backend)
         except Exception as failure:  # one broken case must not hide the others
             message = str(failure).strip() or "no message"
             self.failures.append((case.name, f"{type(failure).__name__}: {message}"))
@@ -181,7 +183,7 @@ def verify_backends(emulator: bool) -> list[Backend]:
     help="Write all of it as JSON.",
 )
 def verify(quick: bool, emulator: bool, path: Path | None) -> None:
-    """Hold every variant on every backend of this machine to its float64 reference.
+    """Hold every variant and its gradients, on every backend here, to its float64 reference.
 
     Takes a few minutes and ends in a verdict. The exit status is 1 if anything failed.
     """

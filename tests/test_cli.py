@@ -80,6 +80,19 @@ def test_verify_names_what_fails(monkeypatch: pytest.MonkeyPatch, tmp_path):
 
 
 @pytest.mark.usefixtures("few_cases")
+def test_verify_names_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch):
+    right = VARIANTS["attention"]
+
+    def wrong(*args, **kwargs):
+        o, lse = right.fn(*args, **kwargs)
+        return 2 * o - o.detach(), lse
+
+    monkeypatch.setitem(VARIANTS, "attention", replace(right, fn=wrong))
+    result = CliRunner().invoke(main, ["verify"])
+    assert result.exit_code == 1 and "AssertionError: gradient of query: error" in result.output
+
+
+@pytest.mark.usefixtures("few_cases")
 def test_verify_goes_on_after_an_exception(monkeypatch: pytest.MonkeyPatch):
     def broken(*args, **kwargs):
         raise RuntimeError("no such kernel")

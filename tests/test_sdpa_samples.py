@@ -17,7 +17,7 @@ pytest.importorskip("expecttest", reason="torch's samples need the package expec
 sdpa = torch.nn.functional.scaled_dot_product_attention
 # The samples are uniform in [-9, 9]: logits near 100, whose rounding the exponential turns into a
 # relative error of 100 eps, and dP near 70, which cancels. In 16 bits o's rounding weighs more.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 0.1}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 0.2}
 SEED = torch.tensor([17])
 
 
