@@ -249,7 +249,7 @@ def test_encoder_decoder(name, ids, padding):
 def test_training_gradients_are_eagers(name, ids):
     """Every parameter's: also of the sinks, through sliding windows and soft-cap."""
     model_class = getattr(transformers, CLASSES.get(name, f"{name}ForCausalLM"))
-    model = randomize(model_class(getattr(transformers, f"{name}Config")(**CAUSAL[name]))).double()
+    model = randomize(model_class(getattr(transformers, f"{name}Config")(**CAUSAL[name])))
     model.train()
     grads = []
     for implementation in ("eager", "attn_ext"):
@@ -258,21 +258,25 @@ def test_training_gradients_are_eagers(name, ids):
             loss = model(ids, labels=ids).loss
             grads.append(torch.autograd.grad(loss, model.parameters(), materialize_grads=True))
     for (n, _), theirs, ours in zip(model.named_parameters(), *grads, strict=True):
-        # float64 but for what the model itself computes in float32: rotary angles, some norms
         torch.testing.assert_close(
-            ours, theirs, atol=2e-5, rtol=2e-5, msg=lambda m, n=n: f"{n}: {m}"
+            ours, theirs, atol=1e-4, rtol=1e-4, msg=lambda m, n=n: f"{n}: {m}"
         )
 
 
 def test_training_drops_what_the_generator_says(ids):
     config = transformers.LlamaConfig(**SIZES, **HEADS, attention_dropout=0.5)
     model = randomize(transformers.LlamaForCausalLM(config)).train()
+
+    def logits():
+        return on(model, "attn_ext", ids).logits
+
     torch.manual_seed(1)
-    first, second = (on(model, "attn_ext", ids) for _ in range(2))
+    first, second = logits(), logits()
     torch.manual_seed(1)
-    assert torch.equal(on(model, "attn_ext", ids), first)
+    assert torch.equal(logits(), first)
     assert not torch.equal(first, second)
-    assert torch.equal(on(model.eval(), "attn_ext", ids), on(model, "attn_ext", ids))
+    model.eval()
+    assert torch.equal(logits(), logits())
 
 
 def test_output_attentions_raises(ids):
