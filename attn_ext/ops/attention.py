@@ -52,6 +52,12 @@ def no_tangents(op: str, *tensors: Tensor | None) -> None:
         )
 
 
+# looked up once: a call of one query takes microseconds
+_OPS = {
+    n: getattr(torch.ops.attn_ext, n).default for n in ("attention_fwd", "varlen_attention_fwd")
+}
+
+
 def _call(name: str, tensors: tuple[Tensor | None, ...], *options):
     """Call the op, past autograd's kernel in Python where there is nothing to record."""
     if (
@@ -61,7 +67,7 @@ def _call(name: str, tensors: tuple[Tensor | None, ...], *options):
     ):
         return call(name, *tensors, *options)
     with torch._C._AutoDispatchBelowAutograd():
-        return getattr(torch.ops.attn_ext, name).default(*tensors, *options)
+        return _OPS[name](*tensors, *options)
 
 
 def attention_fwd(
