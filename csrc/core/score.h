@@ -79,6 +79,10 @@ struct Window : Full<A> {
   }
 };
 
+ATX_HD int size_of(DType t) {
+  return t == DType::f64 ? 8 : t == DType::f32 ? 4 : t == DType::boolean ? 1 : 2;
+}
+
 // A window with everything that changes a score: soft-cap, ALiBi, boolean or additive mask, in that
 // order. Kernels with dropout (dropout.h), which acts on the weights, take this policy too.
 template <class A>
@@ -95,12 +99,8 @@ struct General : Window<A> {
     const int64_t at = int64_t(b) * p.alibi_slopes.batch + int64_t(h) * p.alibi_slopes.head;
     if (p.alibi_slopes.data) slope = static_cast<const A*>(p.alibi_slopes.data)[at];
     if (mask.data) {
-      const int size = mask.dtype == DType::boolean ? 1
-                       : mask.dtype == DType::f64   ? 8
-                       : mask.dtype == DType::f32   ? 4
-                                                    : 2;
       mask.data = static_cast<const char*>(mask.data) +
-                  (int64_t(b) * mask.batch + int64_t(h) * mask.head) * size;
+                  (int64_t(b) * mask.batch + int64_t(h) * mask.head) * size_of(mask.dtype);
     }
   }
   ATX_HD bool full(int i0, int i1, int j0, int j1) const {

@@ -91,6 +91,7 @@ void run(const AttentionBwdParams& p, const Exec& exec) {
               [&](int64_t first, int64_t last) { run_tasks<A, Score>(p, cut, first, last); });
   };
   const bool of_queries = p.d_q || p.d_alibi, of_keys = p.d_k || p.d_v;
+  if (!of_queries && !of_keys) return;
   // Five products on the threads that have heads, or seven on all.
   const int64_t threads = exec.num_threads;
   if (threads == 1 ||

@@ -112,6 +112,16 @@ struct RowTile {
   }
 };
 
+// The part of a policy that depends on positions alone.
+template <class Score>
+ATX_HD const Score& without_mask(const Score& score) {
+  return score;
+}
+template <class A>
+ATX_HD const Window<A>& without_mask(const General<A>& score) {
+  return score;
+}
+
 // The products of a tile and what becomes of them, panel by panel.
 template <class A>
 class Differences {
@@ -169,14 +179,15 @@ class Differences {
     const int j = keys.j0 + panel * PANEL;
     if (p.dropout > 0) row_factors<A, PANEL>(task, j, first, last, factors_);
     const int i0 = task.query(first), i1 = task.query(last - 1) + 1;
-    if (scores->full(i0, i1, j, j + WIDTH))
+    if (without_mask(*scores).full(i0, i1, j, j + WIDTH))
       each<VECS, true>(task, scores, panel, first, last, s, dp, emit);
     else
       each<VECS, false>(task, scores, panel, first, last, s, dp, emit);
   }
 
  private:
-  template <int VECS, bool FULL, class Score, class Emit>
+  // IN_WINDOW: only a mask can keep a row from a key.
+  template <int VECS, bool IN_WINDOW, class Score, class Emit>
   void each(const Task& task, const Score* scores, int panel, int first, int last, const A* s,
             const A* dp, Emit emit) const {
     const A unit = log2_unit<A, Score>(task.p);
@@ -184,7 +195,9 @@ class Differences {
     const int j0 = keys.j0 + panel * PANEL, end = keys.j0 + keys.keys;
     const Float none = L::all(0);
     for (int r = first, i = task.query(first), g = first % task.group; r < last; ++r) {
-      const Score& score = scores[g];
+      const Score score = scores[g];  // its own copy: no store below can change it
+      const auto& window = without_mask(score);
+      prefetch_mask(score, i + PREFETCH_QUERIES, j0);
       const Float log2_sum = L::all(rows.log2_sum[r]), delta = L::all(rows.delta[r]);
 #pragma GCC unroll 4
       for (int v = 0; v < VECS; ++v) {
@@ -193,30 +206,53 @@ class Differences {
           continue;
         }
         const int at = (r * VECS + v) * L::COUNT, j = j0 + v * L::COUNT;
+        const int n = IN_WINDOW ? L::COUNT : end - j;
         const Float product = L::load(s + at);
         Float y = product, weight_gradient = L::load(dp + at), factor = L::all(1);
         if constexpr (!Score::LINEAR) {
-          y = score.template score<L>(product, i, j, end - j);
+          y = score.template score<L>(product, i, j, n);
           if (drop) factor = L::load(factors_ + (r - first) * PANEL + v * L::COUNT);
           weight_gradient *= factor;
         }
-        Float weight = L::exp2(y * unit - log2_sum);
+        const Float power = y * unit - log2_sum;
+        Float weight = power < LOWEST_POWER ? none : L::exp2(power);
         Float dy = weight * (weight_gradient - delta), dx = dy;
         if constexpr (!Score::LINEAR) {
           dx *= score.template derivative<L>(product);
           weight *= factor;
         }
-        if constexpr (!FULL) {
-          typename L::Bool kept = score.template keep<L>(i, j, end - j);
-          if constexpr (!Score::LINEAR) kept = kept & typename L::Bool{y != -A(INFINITY)};
+        const auto keep = [&](typename L::Bool kept) {
           weight = L::select(kept, weight, none);
           dy = L::select(kept, dy, none), dx = L::select(kept, dx, none);
+        };
+        if constexpr (!IN_WINDOW) keep(window.template keep<L>(i, j, n));
+        if constexpr (!Score::LINEAR) {
+          if (score.mask.data && score.mask.dtype != DType::boolean)
+            keep({y != -A(INFINITY)});
+          else if (score.mask.data)
+            keep(L::load_bool(score.mask, i, j, n));
         }
         emit(r, v, weight, dy, dx);
       }
       if (++g == task.group) g = 0, ++i;
     }
   }
+
+  // Rows of a mask lie so far apart that the hardware does not see the next one coming.
+  static constexpr int PREFETCH_QUERIES = 8;
+  template <class Score>
+  static ATX_HD void prefetch_mask(const Score& score, int i, int j) {
+    if constexpr (!Score::LINEAR) {
+      if (!score.mask.data) return;
+      const int64_t size = size_of(score.mask.dtype);
+      const char* const row = static_cast<const char*>(score.mask.data) +
+                              (i * score.mask.row + j * score.mask.col) * size;
+      for (int n = 0; n < PANEL * size; n += 64) __builtin_prefetch(row + n);
+    }
+  }
+
+  // Smaller weights count as 0: products with them would be subnormal, and slow (ALiBi: 2.8x).
+  static constexpr A LOWEST_POWER = 26 - Number<A>::BIAS;
 
   A* factors_;  // of dropout, [rows, PANEL]
 };
