@@ -29,7 +29,7 @@ def why_not(variant: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> 
     >>> q = torch.randn(1, 2, 4, 8)
     >>> attn_ext.why_not(attn_ext.attention, q, q, q)
     []
-    >>> len(attn_ext.why_not("attention", q.int(), q[..., :4], q, dropout_p=0.5))
+    >>> len(attn_ext.why_not("attention", q.int(), q[..., :4], q, softcap=-1.0))
     3
     """
     from attn_ext.variants import VARIANTS
