@@ -19,6 +19,9 @@ struct BwdLane {
   using T = float;
   static constexpr int D = Tile::D, STEP = Tile::STEP;
   static constexpr int ROWS = Tile::BLOCK / 8, COLS = STEP / 16;
+  // A product is summed in runs of this many dimensions: dY is a difference of two such sums, which
+  // may be nearly equal, and shorter sums round less.
+  static constexpr int RUN = 16;
 
   using OwnTile = SmemTile<float, Tile::BLOCK, D>;
   using OtherTile = SmemTile<float, STEP, D>;
@@ -49,19 +52,29 @@ struct BwdLane {
   template <int>
   __device__ __forceinline__ void multiply(Products& s, int a, int b) const {
 #pragma unroll 1
-    for (int n = 0; n < D / 4; ++n) {
-      Float4 partner[COLS];
-#pragma unroll
-      for (int c = 0; c < COLS; ++c)
-        partner[c] = reinterpret_cast<Float4&>(*smem.other[b].chunk(col(c), n));
+    for (int n = 0; n < D / 4; n += RUN / 4) {
+      Products part = {};
+#pragma unroll 1
+      for (int chunk = n; chunk < n + RUN / 4; ++chunk) multiply_chunk(part, a, b, chunk);
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        const Float4 x = reinterpret_cast<Float4&>(*smem.own[a].chunk(row(r), n));
 #pragma unroll
-        for (int c = 0; c < COLS; ++c) {
+        for (int c = 0; c < COLS; ++c) s[r][c] += part[r][c];
+      }
+    }
+  }
+  __device__ __forceinline__ void multiply_chunk(Products& s, int a, int b, int n) const {
+    Float4 partner[COLS];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) s[r][c] = fmaf(x.x[e], partner[c].x[e], s[r][c]);
-        }
+    for (int c = 0; c < COLS; ++c)
+      partner[c] = reinterpret_cast<Float4&>(*smem.other[b].chunk(col(c), n));
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      const Float4 x = reinterpret_cast<Float4&>(*smem.own[a].chunk(row(r), n));
+#pragma unroll
+      for (int c = 0; c < COLS; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[r][c] = fmaf(x.x[e], partner[c].x[e], s[r][c]);
       }
     }
   }
