@@ -167,8 +167,8 @@ Status launch_attention_bwd_mask(const AttentionBwdParams& p, const Exec& exec) 
     const MaskCells cells(p, Tile::BLOCK, Tile::STEP);
     const int64_t grid =
         int64_t(cells.batch.cells()) * cells.head.cells() * cells.row.cells() * cells.col.cells();
-    return simt::launch(attention_bwd_mask<Engine, Score>, grid, Tile::THREADS,
-                        int(sizeof(typename Engine::Smem)), exec.stream, p);
+    return simt::launch(attention_bwd_mask<Engine, Score>, grid, Tile::THREADS, Tile::SHARED_BYTES,
+                        exec.stream, p);
   });
 }
 

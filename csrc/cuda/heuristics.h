@@ -71,7 +71,9 @@ struct BwdTile {
   using T = T_;
   static constexpr Pass PASS = PASS_;
   static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
-  static constexpr int M = 1;
+  // As in the forward, 32 rows halve what is read from shared memory per product, where registers
+  // hold their sums.
+  static constexpr int M = LINEAR && D <= 64 ? 2 : 1;
   static constexpr int BLOCK = 16 * M * WARPS;
   // The largest block, of D 256, takes 96 KB of the 99 that sm_86 has.
   static constexpr int STEP = D <= 192 ? 32 : 16;

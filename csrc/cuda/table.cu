@@ -116,9 +116,21 @@ Status attention_stats(const AttentionStatsParams& p, const Exec& exec) {
 constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYPES = 3,
               NUM_SCORES = 3;
 
+template <class T, int D, bool LINEAR>
+struct Passes {
+  template <Pass PASS>
+  using Tile = BwdTile<T, D, PASS, LINEAR>;
+};
+template <int D>
+struct F32Passes {
+  template <Pass PASS>
+  using Tile = F32BwdTile<D, PASS>;
+};
+
 struct Catalogue {
-  static constexpr int FAMILIES = 2, SIZE = FAMILIES * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS;
-  KernelInfo entries[SIZE];
+  // attention_fwd, attention_stats, and up to four passes of attention_bwd.
+  static constexpr int MOST = 6, CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS;
+  KernelInfo entries[CAPACITY];
   int size = 0;
 
   template <class Tile>
@@ -131,6 +143,22 @@ struct Catalogue {
     entries[size++] = {"attention_stats", dtype,      score,         Tile::D,
                        Tile::BLOCK,       Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES};
   }
+  template <class Tile>
+  constexpr void add_pass(const char* family, const char* dtype, const char* score) {
+    entries[size++] = {family,      dtype,      score,         Tile::D,
+                       Tile::BLOCK, Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES};
+  }
+  template <class T, template <Pass> class Tile, bool LINEAR>
+  constexpr void add_bwd(const char* dtype, const char* score) {
+    add_pass<Tile<Pass::Q>>("attention_bwd q", dtype, score);
+    if constexpr (splits_keys_pass<T>(Tile<Pass::Q>::D)) {
+      add_pass<Tile<Pass::K>>("attention_bwd k", dtype, score);
+      add_pass<Tile<Pass::V>>("attention_bwd v", dtype, score);
+    } else {
+      add_pass<Tile<Pass::KV>>("attention_bwd kv", dtype, score);
+    }
+    if constexpr (!LINEAR) add_pass<Tile<Pass::MASK>>("attention_bwd mask", dtype, score);
+  }
   template <bool LINEAR>
   constexpr void add_score(const char* score) {
     for (const int dim : HEAD_DIMS) {
@@ -141,10 +169,13 @@ struct Catalogue {
         add_stats<F32StatsTile<D>>("float32", score);
         add_stats<StatsTile<bf16, D, LINEAR>>("bfloat16", score);
         add_stats<StatsTile<f16, D, LINEAR>>("float16", score);
+        add_bwd<float, F32Passes<D>::template Tile, LINEAR>("float32", score);
+        add_bwd<bf16, Passes<bf16, D, LINEAR>::template Tile, LINEAR>("bfloat16", score);
+        add_bwd<f16, Passes<f16, D, LINEAR>::template Tile, LINEAR>("float16", score);
       });
     }
   }
-  constexpr Catalogue() : entries() {
+  constexpr Catalogue() : entries{} {
     add_score<Full<float>::LINEAR>("full");
     add_score<Window<float>::LINEAR>("window");
     add_score<General<float>::LINEAR>("general");
@@ -152,7 +183,7 @@ struct Catalogue {
 };
 
 constexpr Catalogue catalogue;
-static_assert(catalogue.size == Catalogue::SIZE);
+static_assert(catalogue.size <= Catalogue::CAPACITY);
 
 }  // namespace
 
@@ -170,7 +201,7 @@ const Kernels kernels = {
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,
     .catalogue = catalogue.entries,
-    .catalogue_size = Catalogue::SIZE,
+    .catalogue_size = catalogue.size,
 };
 
 }  // namespace atx::ATX_TARGET
