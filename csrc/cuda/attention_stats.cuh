@@ -12,8 +12,8 @@
 // whole.
 //
 // Plain loop, nvcc 13.0, sm_80, policy Full, bf16: SASS instructions per HMMA (and registers)
-// - rows of queries, D 64: 9.73 (206), 128: 5.61 (240). 128 instructions of the loop, 2.0 and 1.0
-//   per HMMA, find the place of a new maximum and are skipped where there is none.
+// - rows of queries, D 64: 9.73 (206), 128: 5.61 (240). An estimated 128 instructions of the loop
+//   (2.0 and 1.0 per HMMA) find the place of a new maximum and are skipped where there is none.
 // - rows of keys, D 64: 5.80 (145), 128: 3.62 (198). No kernel spills.
 #pragma once
 #include <type_traits>

@@ -37,8 +37,6 @@ class Call {
   // Completes the reading: what only the backward asks for.
   void read(Reasons& reasons) {
     f_ = r_.params;
-    reasons.check(r_.kernels->attention_bwd, ErrorKind::runtime,
-                  [&] { return std::string("target ") + r_.kernels->target + " has no backward"; });
     if (!set_one_batch(a_, r_, &f_, reasons)) return;
     check_row_numbers(a_, r_, f_, "lse", c_.lse, reasons);
     if (c_.d_lse) check_row_numbers(a_, r_, f_, "d_lse", *c_.d_lse, reasons);

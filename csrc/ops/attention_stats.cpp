@@ -24,9 +24,6 @@ Stats run(const Arguments& a, const Tensor& lse) {
   AttentionStatsParams p{};
   p.fwd = r.params;
   if (set_one_batch(a, r, &p.fwd, reasons)) check_row_numbers(a, r, p.fwd, "lse", lse, reasons);
-  reasons.check(r.kernels->attention_stats, ErrorKind::runtime, [&] {
-    return std::string("target ") + r.kernels->target + " has no attention_stats";
-  });
   reasons.raise_first();
 
   const ScalarType accumulate = accumulation_type(p.fwd.dtype);

@@ -1,7 +1,8 @@
 // Online softmax of 16 queries, one per lane: s [keys, 16] f32 becomes weights in its place. A
-// weight is stored as the sum of two 16-bit numbers, for rounding it to one shows in the output
-// (bf16, S 1024: errors of up to 1.5e-3; in two parts 9.7e-4, half a unit). Each 32 scores of two
-// keys become 16 pairs of upper parts and 16 pairs of lower parts, rows of two B tiles.
+// weight is stored as the sum of two 16-bit numbers, for rounding it to one, with the rounded
+// maxima below, showed in the output (bf16, S 1024: errors of up to 1.5e-3; in two parts the error
+// is half a unit of the output). Each 32 scores of two keys become 16 pairs of upper parts and 16
+// pairs of lower parts, rows of two B tiles.
 //   2^x = 2^floor(x) · series(x - floor(x)), three instructions and the series'. This is where the
 // time goes: 13 vector instructions per 16 weights.
 #pragma once
