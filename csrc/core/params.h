@@ -115,8 +115,8 @@ struct MergeStatesParams {
 };
 
 // The gradients of merging, with g = rowsum(d_o ∘ (o_a - o_b)):
-//   d_o_a = w_a d_o,  d_lse_a = w_a (d_lse + w_b g);  d_o_b = w_b d_o,  d_lse_b = w_b (d_lse - w_a
-//   g)
+//   d_o_a = w_a d_o,  d_lse_a = w_a (d_lse + w_b g)
+//   d_o_b = w_b d_o,  d_lse_b = w_b (d_lse - w_a g)
 struct MergeStatesBwdParams {
   MergeStatesParams fwd;  // its o is not read
   const void *d_o, *d_lse;

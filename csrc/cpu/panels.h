@@ -6,8 +6,8 @@
 // but for PANEL keys. Tiles start at multiples of BLOCK_KV whatever the task, and a lane knows
 // nothing of its neighbors: a row's result is the same in every task that it could be part of.
 // Against torch's SDPA, one AVX2 thread, B1 H8 S2048, D 64 and 128, median of 20 interleaved
-// rounds: f32 1.07x and 1.07x, causal 1.28x and 1.26x; bf16 1.20x and 1.16x, causal 1.46x
-// and 1.39x; f16 1.14x and 1.14x, causal 1.41x and 1.38x.
+// rounds: f32 1.05x and 1.07x, causal 1.30x and 1.32x; bf16 1.21x and 1.16x, causal 1.46x
+// and 1.43x; f16 1.16x and 1.15x, causal 1.42x and 1.36x.
 #pragma once
 #include "csrc/cpu/attention_fwd.h"
 #include "csrc/cpu/dropout_lanes.h"

@@ -2,9 +2,8 @@
 // interface is that of BwdWarp (attention_bwd_warp.cuh).
 //
 // - warp w: the rows w + 4 g + 8 r of the block, of half-warp g = 0, 1
-// - lane: its half-warp's rows, with the partners lane % 16 + 16 c; of sums, columns lane % 16 · 2
-// +
-//   32 n and the next
+// - lane: its half-warp's rows, with the partners lane % 16 + 16 c; of sums, the columns from
+//   2 (lane % 16) + 32 n on, two of them
 //
 // Weights change hands within a warp through shared memory.
 #pragma once

@@ -9,8 +9,9 @@
 // Tiles of keys start at multiples of KEY_TILE, and one product sums 32 keys counted from key 0:
 // which others are in the panel or the task does not change a row's sums.
 // Against torch's SDPA, which uses the tile registers too, one thread, B1 H8 S2048, D 64 and 128,
-// median of 10 interleaved rounds on a busy machine: bf16 1.37x and 1.13x, causal 1.77x and 1.36x;
-// f16 1.29x and 1.12x, causal 1.60x and 1.27x. At S 512 bf16 has 1.46x and 1.05x.
+// median of 20 interleaved rounds: bf16 1.40x and 1.15x, causal 1.57x and 1.37x; f16 1.30x and
+// 1.10x, causal 1.53x and 1.25x. At S 512 (40 rounds) bf16 has 1.25x and 1.09x, f16 1.24x
+// and 1.04x.
 #pragma once
 #include "csrc/cpu/amx/attention_fwd.h"
 #include "csrc/cpu/amx/pack.h"
