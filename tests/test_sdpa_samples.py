@@ -12,11 +12,11 @@ import attn_ext
 from attn_ext.testing import dropout_mask
 from attn_ext.variants.attention import reference
 
-pytest.importorskip("expecttest", reason="torch's samples need the package expecttest")
-
 sdpa = torch.nn.functional.scaled_dot_product_attention
 # The samples are uniform in [-9, 9]: logits near 100, whose rounding the exponential turns into a
 # relative error of 100 eps, and dP near 70, which cancels. In 16 bits o's rounding weighs more.
+# Measured, ours and torch's own math path in the type: 1.2e-5 and 3.1e-5 (float32), 6.2e-3 and 0.14
+# (float16), 0.11 and 0.91 (bfloat16).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 0.2}
 SEED = torch.tensor([17])
 
