@@ -1,10 +1,8 @@
 // Argument checks of the op boundary: collect every reason a call cannot run, then raise the first
 // or list them all. One shape for every message: "op: expected X; got Y (shapes). Hint."
 #pragma once
-#include <pybind11/pybind11.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -27,18 +25,8 @@ class Reasons {
     if (!ok) all_.push_back({kind, std::string(op_) + ": " + message()});
     return ok;
   }
-  std::string joined() const {
-    std::string text;
-    for (const Reason& r : all_) text += (text.empty() ? "" : "\n") + r.message;
-    return text;
-  }
-  void raise_first() const {
-    if (all_.empty()) return;
-    const Reason& r = all_.front();
-    if (r.kind == ErrorKind::value) throw std::invalid_argument(r.message);
-    if (r.kind == ErrorKind::type) throw pybind11::type_error(r.message);
-    throw std::runtime_error(r.message);
-  }
+  std::string joined() const;
+  void raise_first() const;
 
  private:
   struct Reason {
