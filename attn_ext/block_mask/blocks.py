@@ -1,0 +1,140 @@
+"""The grid of blocks over [Sq, Sk], and the loop that finds which of them are partial.
+
+Everything is decided block by block: a mask is given as what is known of each block (nothing kept,
+everything kept, unknown) and a function that returns the bits of the unknown ones, in chunks. Never
+is there a tensor of Sq x Sk elements.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attn_ext.block_mask.words import WORD, num_words, pack
+
+# Indices (b, h, ib, jb) [n] of n blocks -> their words [n, bq, bk / 32].
+WordsOf = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+# Pairs (i, j) evaluated at once: int64 temporaries of 8 MiB stay near the cores, and a call of
+# torch is worth its overhead.
+PAIRS_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Blocks of bq queries by bk keys that cover [B', H', Sq, Sk]; the last ones may be cut off."""
+
+    shape: tuple[int, int, int, int]
+    block_size: tuple[int, int]
+    device: torch.device
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """(nq, nk): blocks along queries and along keys."""
+        (_, _, sq, sk), (bq, bk) = self.shape, self.block_size
+        return -(-sq // bq), -(-sk // bk)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """First and last query of each block row, [nq, 1] each: broadcast against columns()."""
+        first = torch.arange(self.blocks[0], device=self.device).unsqueeze(1) * self.block_size[0]
+        return first, (first + self.block_size[0]).clamp(max=self.shape[2]) - 1
+
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """First and last key of each block column, [nk] each."""
+        first = torch.arange(self.blocks[1], device=self.device) * self.block_size[1]
+        return first, (first + self.block_size[1]).clamp(max=self.shape[3]) - 1
+
+    def no_parts(self) -> Tensor:
+        """The bits of no partial block, int32 [0, bq, bk / 32]."""
+        bq, bk = self.block_size
+        return torch.empty(0, bq, num_words(bk), dtype=torch.int32, device=self.device)
+
+    def existing(self, ib: Tensor, jb: Tensor) -> Tensor:
+        """Words [n, bq, bk / 32] of the pairs of block (ib, jb) that exist: i < Sq and j < Sk."""
+        (_, _, sq, sk), (bq, bk), (nq, nk) = self.shape, self.block_size, self.blocks
+        q = torch.arange(bq, device=self.device)
+        k = torch.arange(bk, device=self.device)
+        q_kept = torch.stack((q < bq, q < sq - (nq - 1) * bq))  # of inner blocks, of the last
+        k_kept = torch.stack((k < bk, k < sk - (nk - 1) * bk))
+        kinds = pack(q_kept[:, None, :, None] & k_kept[None, :, None, :])
+        return kinds[(ib == nq - 1).long(), (jb == nk - 1).long()]
+
+    def evaluated(self, keep: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> WordsOf:
+        """The words of keep(b, h, i, j), called with index tensors that broadcast to pairs."""
+        (_, _, sq, sk), (bq, bk) = self.shape, self.block_size
+
+        def words(b: Tensor, h: Tensor, ib: Tensor, jb: Tensor) -> Tensor:
+            n = len(b)
+            # pairs that do not exist ask again for the last that does: tables end there
+            i = ib[:, None, None] * bq + torch.arange(bq, device=self.device)[:, None]
+            j = jb[:, None, None] * bk + torch.arange(bk, device=self.device)
+            i, j = i.clamp(max=sq - 1), j.clamp(max=sk - 1)
+            kept = keep(b[:, None, None], h[:, None, None], i, j)
+            if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
+                got = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
+                raise TypeError(
+                    f"BlockMask: expected keep(b, h, i, j) to return a bool tensor; got {got}. "
+                    "Write it with comparisons, & and | of its index tensors."
+                )
+            return pack(kept.expand(n, bq, bk))
+
+        return words
+
+    def selected(self, pattern: Tensor, patterns: Tensor) -> WordsOf:
+        """The words of patterns [B', H', P, Sk] bool, chosen by pattern [B', H', Sq]; -1: none."""
+        (_, _, sq, sk), (bq, bk), (nq, nk) = self.shape, self.block_size, self.blocks
+        sets = F.pad(patterns, (0, nk * bk - sk, 0, 1))  # one more, all 0, where -1 finds it
+        sets = pack(sets).unflatten(3, (nk, bk // WORD))
+        pattern = F.pad(pattern, (0, nq * bq - sq)).unflatten(2, (nq, bq))
+
+        def words(b: Tensor, h: Tensor, ib: Tensor, jb: Tensor) -> Tensor:
+            return sets[b[:, None], h[:, None], pattern[b, h, ib], jb[:, None]]
+
+        return words
+
+    def decide(
+        self, unknown: Tensor, full: Tensor, words_of: WordsOf
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is visited and full, bool [B', H', nq, nk], and the partial blocks' bits.
+
+        Args:
+            unknown: bool [B', H', nq, nk], blocks whose words have to be looked at.
+            full: bool [B', H', nq, nk], blocks known to keep all their pairs; disjoint.
+            words_of: their words; bits of pairs that do not exist are ignored.
+        """
+        bq, bk = self.block_size
+        visited, full = full.clone(), full.clone()
+        parts = [self.no_parts()]
+        for block in unknown.nonzero().split(max(1, PAIRS_AT_ONCE // (bq * bk))):
+            if not len(block):  # an empty tensor splits into one empty chunk
+                continue
+            b, h, ib, jb = block.unbind(1)
+            existing = self.existing(ib, jb)
+            words = words_of(b, h, ib, jb) & existing
+            some = (words != 0).flatten(1).any(1)
+            every = (words == existing).flatten(1).all(1)
+            visited[b, h, ib, jb] = some
+            full[b, h, ib, jb] = every
+            parts.append(words[some & ~every])
+        return visited, full, torch.cat(parts)
+
+
+def checked_block_size(op: str, block_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (bq, bk); raise unless both are powers of two from 32 to 256."""
+    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+    if len(pair) != 2 or any(s not in (WORD, 64, 128, 256) for s in pair):
+        raise ValueError(
+            f"{op}: expected block_size (queries, keys) of 32, 64, 128 or 256 each; "
+            f"got {block_size!r}"
+        )
+    return pair
+
+
+def checked_shape(op: str, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Return (B', H', Sq, Sk) as ints; raise where one is negative."""
+    ints = tuple(int(n) for n in shape)
+    if len(ints) != 4 or min(ints) < 0:
+        raise ValueError(f"{op}: expected lengths B, H, Sq and Sk of 0 or more; got {ints}")
+    return ints

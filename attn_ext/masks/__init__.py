@@ -1,0 +1,18 @@
+"""Builders of block masks: which pairs (i, j) the published sparse attentions keep.
+
+Each returns a `BlockMask`; they combine with `&` and `|`:
+
+>>> from attn_ext import masks
+>>> tail = masks.window(512, left=64, right=0) | masks.global_tokens(512, [0])
+>>> print((tail & masks.causal(512)).picture())
+▒···
+▒▒··
+▒▒▒·
+▒·▒▒
+"""
+
+from attn_ext.masks.band import causal, dilated, window
+from attn_ext.masks.bigbird import bigbird
+from attn_ext.masks.tokens import global_tokens, longformer
+
+__all__ = ["bigbird", "causal", "dilated", "global_tokens", "longformer", "window"]

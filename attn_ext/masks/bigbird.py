@@ -1,0 +1,177 @@
+"""BigBird's mask: whole blocks near the diagonal, at both ends, and drawn at random per head.
+
+The draws follow transformers' BigBirdBlockSparseAttention in training, number by number, so that
+one seed gives one mask in both. Out of training transformers draws nothing and counts block 0 again
+instead, once per random block; a mask cannot say that.
+"""
+
+import numpy as np
+import torch
+
+from attn_ext.block_mask import BlockMask
+from attn_ext.masks.arguments import at_least, checked_block_size, lengths
+
+# Lengths in tokens for which the paper's code had a plan of its own, which draws from the first
+# PAPER_REACH tokens only.
+PAPER_LENGTHS, PAPER_REACH = (1024, 3072, 4096), 1024
+
+
+def bigbird(
+    seqlen: int,
+    *,
+    num_heads: int = 1,
+    window_blocks: int = 3,
+    global_blocks: int = 2,
+    random_blocks: int = 3,
+    seed: int = 0,
+    block_size: int = 64,
+    max_seqlen: int = 4096,
+    device: torch.device | str | None = None,
+) -> BlockMask:
+    r"""Return BigBird's mask in its block form, with random blocks of their own for each head.
+
+    .. math::
+        \mathrm{keep}(I, J) = |I - J| \le \lfloor w / 2 \rfloor \;\vee\; I \in G \;\vee\; J \in G
+        \;\vee\; J \in R_{h, I}
+
+    over block indices I and J; G: the first ⌈g / 2⌉ and the last ⌊g / 2⌋ blocks.
+
+    Args:
+        seqlen: number of queries and of keys.
+        num_heads: query heads, each with its own random blocks.
+        window_blocks: w, odd: blocks around the diagonal, its own included.
+        global_blocks: g, blocks that see all and that all see.
+        random_blocks: r, blocks drawn for each block row and head that is not global.
+        seed: of the draws; transformers takes the layer's number.
+        block_size: side of a block: 32, 64, 128 or 256.
+        max_seqlen: transformers' `max_position_embeddings`, which the draws for 1024, 3072 and 4096
+            tokens depend on.
+        device: of the result; `None`: torch's default.
+
+    Raises:
+        ValueError: a negative length or number of blocks, an even window, a block size without
+            kernels, more random blocks than there are to choose from.
+
+    Note:
+        Every block is full but for those cut off at the end; work S · (w + g + r) · block_size.
+
+    Reference:
+        Zaheer et al., 2020, arXiv:2007.14062, section 2 and appendix D.
+
+    >>> from attn_ext import masks
+    >>> print(masks.bigbird(768, random_blocks=1, seed=1).picture())
+    ████████████
+    ███·█······█
+    █████······█
+    █████······█
+    ██·███·····█
+    █··████····█
+    █·█··███···█
+    █·█···███··█
+    ██·····███·█
+    █····█··████
+    █····█···███
+    ████████████
+    """
+    op = "masks.bigbird"
+    seqlen, _ = lengths(op, seqlen, None)
+    side = checked_block_size(op, block_size)[0]
+    at_least(op, 1, num_heads=num_heads, window_blocks=window_blocks)
+    at_least(op, 0, global_blocks=global_blocks, random_blocks=random_blocks)
+    if window_blocks % 2 == 0 or not isinstance(block_size, int):
+        raise ValueError(
+            f"{op}: expected an odd number of window_blocks and one number as block_size; "
+            f"got {window_blocks} and {block_size!r}"
+        )
+    n = -(-seqlen // side)
+    first, last = min(n, -(-global_blocks // 2)), max(0, n - global_blocks // 2)
+    at = torch.arange(n)
+    chosen = (at < first) | (at >= last)
+    blocks = (at[:, None] - at).abs() <= window_blocks // 2
+    blocks = (blocks | chosen[:, None] | chosen).expand(num_heads, n, n).clone()
+    if random_blocks and first < last:
+        near = window_blocks // 2
+        if (window_blocks, global_blocks) == (3, 2) and seqlen in PAPER_LENGTHS:
+            drawn = _paper_draws(
+                n, max(seqlen, max_seqlen) // side, side, random_blocks, num_heads, seed
+            )
+        else:
+            drawn = _draws(n, near, first, n - last, random_blocks, num_heads, seed)
+        blocks[:, first:last].scatter_(2, torch.from_numpy(drawn)[:, first:last], True)
+    device = torch.get_default_device() if device is None else device
+    return BlockMask.from_blocks(blocks.to(device), seqlens=(seqlen, seqlen), block_size=side)
+
+
+def _draws(
+    n: int, near: int, first: int, end: int, per_row: int, heads: int, seed: int
+) -> np.ndarray:
+    """Return the drawn blocks [heads, n, per_row]; of rows that are not global, they alone count.
+
+    Keys are split in two sections, each with its share of a row's draws. Each draw permutes the
+    blocks of a section and takes the first that are neither near, nor global, nor at the section's
+    end. The order of the draws is that of transformers: a section's draws for the rows before it,
+    the earlier sections' for its own rows, its own for its own rows; heads innermost.
+    """
+    always = 2 * near + 1 + first + end  # blocks of a row before any draw
+    if n > 2 * per_row + always:
+        edges, share = (0, 2 * per_row + always, n), (per_row, 0)
+    elif n > per_row + always:
+        edges, share = (0, per_row + always, n), (per_row // 2, per_row - per_row // 2)
+    else:
+        edges, share = (0, n), (per_row,)
+    order = []
+    for s in range(len(share)):
+        own = range(edges[s], edges[s + 1])
+        order += [(range(first, edges[s]), s)] if s else []
+        order += [(own, earlier) for earlier in range(s)]
+        order += [(own if s else own[first:], s)]
+
+    stream = np.random.RandomState(seed)
+    drawn = np.zeros((heads, n, per_row), dtype=np.int64)
+    for rows, s in order:
+        if not share[s]:
+            continue
+        start, stop = edges[s], edges[s + 1]
+        column = sum(share[:s])
+        for row in rows:
+            barred = {*range(row - near, row + near + 1), *range(first), *range(stop - end, stop)}
+            barred |= {stop - 2} if row == 1 else set()
+            barred |= {1} if row == stop - 2 else set()
+            for h in range(heads):
+                legal = [x for x in stream.permutation(np.arange(start, stop)) if x not in barred]
+                if len(legal) < share[s] and row < n - end:
+                    raise ValueError(
+                        f"masks.bigbird: expected random_blocks that leave a choice; got {per_row} "
+                        f"of {n} blocks, where row {row} has {len(legal)} to choose {share[s]} of"
+                    )
+                legal = legal[: share[s]]
+                drawn[h, row, column : column + len(legal)] = legal
+    return drawn
+
+
+def _paper_draws(
+    n: int, planned: int, side: int, per_row: int, heads: int, seed: int
+) -> np.ndarray:
+    """Return the drawn blocks [heads, n, per_row] of the plan for 1024, 3072 and 4096 tokens.
+
+    It draws for the rows of `planned` blocks, whatever the length, and its last two rows do not
+    leave out their neighbors.
+    """
+    stream = np.random.RandomState(seed)
+    drawn = np.zeros((heads, n, per_row), dtype=np.int64)
+    reach = PAPER_REACH // side - 1
+    middle = np.arange(1, planned - 1)
+    for h in range(heads):
+        for row in range(1, planned - 1):
+            legal = middle[middle <= reach]
+            if row < planned - 3:
+                legal = legal[(legal < row - 1) | (legal > row + 1)]
+            legal = stream.permutation(legal)[:per_row]
+            if row < n - 1:
+                if len(legal) < per_row:
+                    raise ValueError(
+                        f"masks.bigbird: expected at most {len(legal)} random_blocks for row {row} "
+                        f"of {n}; got {per_row}"
+                    )
+                drawn[h, row] = legal
+    return drawn
