@@ -9,6 +9,8 @@ torch.Size([1, 8, 128, 64])
 import torch as _torch  # noqa: F401  first: _C links against its libraries
 
 from attn_ext import _C as _C  # registers torch.ops.attn_ext
+from attn_ext import masks as masks
+from attn_ext.block_mask import BlockMask
 from attn_ext.ops.attention_stats import AttentionStats
 from attn_ext.support import why_not
 from attn_ext.variants import VARIANTS
@@ -17,4 +19,13 @@ from attn_ext.variants.merge_states import merge_states
 from attn_ext.variants.varlen_attention import varlen_attention
 
 __version__ = "0.1.0"
-__all__ = ["VARIANTS", "AttentionStats", "attention", "merge_states", "varlen_attention", "why_not"]
+__all__ = [
+    "VARIANTS",
+    "AttentionStats",
+    "BlockMask",
+    "attention",
+    "masks",
+    "merge_states",
+    "varlen_attention",
+    "why_not",
+]
