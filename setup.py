@@ -100,7 +100,15 @@ with_cuda = wants_cuda()
 if with_cuda and not torch.cuda.is_available():
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0 9.0a")
 
-flags = ["-std=c++20", "-O2", "-g0", "-fno-trapping-math", "-fno-math-errno", "-Wno-psabi"]
+flags = [
+    "-std=c++20",
+    "-O2",
+    "-fpeel-loops",
+    "-g0",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-Wno-psabi",
+]
 extension = (CUDAExtension if with_cuda else CppExtension)(
     "attn_ext._C",
     [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/ops").glob("*.cpp"))]

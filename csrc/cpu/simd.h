@@ -66,7 +66,7 @@ struct Lanes {
   // Any other type converts number by number, but for the 16-bit ones to and from float.
   template <class T>
   static ATX_HD Float load(const T* p) {
-    Float x;
+    Float x = {};
     for (int l = 0; l < COUNT; ++l) x[l] = A(to_float(p[l]));
     return x;
   }
@@ -207,6 +207,12 @@ struct Lanes {
     return lane + j;
   }
   static ATX_HD Bool less(Position a, int b) { return {a < b}; }
+  // Lane l is bit l.
+  static ATX_HD Bool bits(uint32_t word) {
+    Integer bit;
+    for (int l = 0; l < COUNT; ++l) bit[l] = 1 << l;
+    return {(bit & typename Number<A>::Integer(word)) != 0};
+  }
   static ATX_HD Float distance(int i, int j) {
     const Integer d = positions(j) - i;
     return __builtin_convertvector(d < 0 ? -d : d, Float);
