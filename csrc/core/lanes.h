@@ -29,6 +29,8 @@ struct OneLane {
   ATX_HD static Float all(Float x) { return x; }
   ATX_HD static Position positions(int j) { return j; }
   ATX_HD static Bool less(Position a, int b) { return {a < b}; }
+  // Lane l is bit l.
+  ATX_HD static Bool bits(uint32_t word) { return {(word & 1) != 0}; }
   // The halves of a 32 x 32-bit product.
   ATX_HD static void multiply_words(Word a, uint32_t m, Word* high, Word* low) {
     const uint64_t product = uint64_t(a) * m;

@@ -21,6 +21,19 @@ struct Mask {
   int64_t batch, head, row, col;
 };
 
+// Which keys a query attends to, by blocks of pairs: none of them, all, or those with a bit set in
+// the block's own bitmap. Bit n of a row of bits is bit n % 32 of its word n / 32. Block masks come
+// in planes, one per (batch, query head) or shared.
+struct BlockMask {
+  const uint32_t* visited;    // [planes, query blocks, key blocks' words]: not empty. null: no mask
+  const uint32_t* full;       // the same: every pair of the block that exists
+  const uint32_t* visited_t;  // [planes, key blocks, query blocks' words]: visited, transposed
+  const int32_t* first_part;  // as visited: how many other blocks come before the word's first
+  const uint32_t* bits;       // [those other blocks, queries of a block, keys' words]
+  int log2_q, log2_kv;        // of a block's queries and keys: 5 to 8
+  int64_t batch, head;        // planes from one to the next; 0: shared
+};
+
 // One number per query head, [B, Hq], in the accumulation type (float; double for f64 tensors).
 struct PerHead {
   const void* data;  // null: absent
@@ -44,6 +57,7 @@ struct AttentionParams {
 
   Mask mask;
   PerHead alibi_slopes;  // score += -slope * |i + Sk - Sq - j|
+  BlockMask blocks;      // without any of the above, or a window
   PerHead sinks;         // a key without a value: exp(sink) joins the denominator
 
   int B, Hq, Hkv;  // Hq is a multiple of Hkv; query head h reads key head h / (Hq / Hkv)

@@ -3,6 +3,8 @@
 //
 // - kv_begin(i0, i1), kv_end(i0, i1): a range that holds every key kept by a query in [i0, i1)
 // - full(i0, i1, j0, j1): true if every query of [i0, i1) keeps every key of [j0, j1)
+// - next_key(i0, i1, j), end_before(i0, i1, j): the first key from j on that one of them may keep,
+//   and one past the last such key before j; SPARSE: there may be others in between that none keeps
 // - keep<L>(i, j, n): which of the keys j ... j + L::COUNT - 1 query i attends to (n of them exist)
 // - score<L>(s, i, j, n): the logit, in natural units, of the raw products s = q_i · k_j ...
 // - derivative<L>(s): of that logit by s
@@ -24,7 +26,7 @@ ATX_HD int clamp_position(int64_t x) {
 // Every key of the sequence.
 template <class A>
 struct Full {
-  static constexpr bool LINEAR = true;
+  static constexpr bool LINEAR = true, SPARSE = false;
   int sk;
   A scale;
 
@@ -32,6 +34,8 @@ struct Full {
       : sk(s.sk), scale(A(p.scale)) {}
   ATX_HD int kv_begin(int, int) const { return 0; }
   ATX_HD int kv_end(int, int) const { return sk; }
+  ATX_HD int next_key(int, int, int j) const { return j; }
+  ATX_HD int end_before(int, int, int j) const { return j < sk ? j : sk; }
   ATX_HD bool full(int, int, int, int j1) const { return j1 <= sk; }
   template <class L>
   ATX_HD typename L::Bool keep(int, int j, int) const {
@@ -68,6 +72,14 @@ struct Window : Full<A> {
   ATX_HD int kv_end(int, int i1) const {
     const int j = i1 + hi;  // last query i1 - 1 sees key i1 - 1 + hi
     return j < 0 ? 0 : j < sk ? j : sk;
+  }
+  ATX_HD int next_key(int i0, int i1, int j) const {
+    const int begin = kv_begin(i0, i1);
+    return j > begin ? j : begin;
+  }
+  ATX_HD int end_before(int i0, int i1, int j) const {
+    const int end = kv_end(i0, i1);
+    return j < end ? j : end;
   }
   ATX_HD bool full(int i0, int i1, int j0, int j1) const {
     return j1 <= sk && j0 >= i1 - 1 + lo && j1 - 1 <= i0 + hi;
@@ -129,8 +141,10 @@ struct General : Window<A> {
 };
 
 // The narrowest policy that says what the params say: the fewer hooks, the faster the kernel.
-enum class ScoreId { Full, Window, General };
+// Blocks: blocks.h.
+enum class ScoreId { Full, Window, General, Blocks };
 ATX_HD ScoreId score_id(const AttentionParams& p) {
+  if (p.blocks.visited) return ScoreId::Blocks;
   if (p.softcap != 0 || p.alibi_slopes.data || p.mask.data || p.dropout > 0)
     return ScoreId::General;
   return p.window_left == NO_WINDOW && p.window_right == NO_WINDOW ? ScoreId::Full

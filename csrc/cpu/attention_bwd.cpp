@@ -133,6 +133,9 @@ void run_all(const AttentionBwdParams& p, const Exec& exec) {
       break;
     case ScoreId::General:
       run<A, General<A>>(p, exec);
+      break;
+    case ScoreId::Blocks:
+      run<A, Blocks<A>>(p, exec);
   }
   if (p.d_mask) run_mask<A>(p, exec);
   if (p.d_alibi || p.d_sinks)

@@ -69,8 +69,8 @@ class MaskGradient {
     for (int t = tiles.from; t < tiles.to; ++t) {
       const int i = t * queries, rest = f.Sq - i;
       const Task task = {f, seq, b, hk, group_, i, rest < queries ? rest : queries};
-      const int first = differences_.first_panel(scores_, i, task.queries);
-      const int last = differences_.last_panel(scores_, i, task.queries);
+      const int first = differences_.first_panel(scores_, 1, i, task.queries);
+      const int last = differences_.last_panel(scores_, 1, i, task.queries);
       if (first >= last) continue;
       differences_.rows.load(p, task);
       for (int n = first; n < last; ++n) add_panel<PANEL_VECS>(task, n);

@@ -66,7 +66,8 @@ class Gradients {
     memset(dk_t_, 0, sizeof(A) * BWD_BLOCK_KV * t.p.fwd.D);
     memset(dv_t_, 0, sizeof(A) * BWD_BLOCK_KV * t.p.fwd.Dv);
     const int queries = queries_of_tile(t.p.fwd);
-    if (t.i0 < t.i1 && scores->kv_begin(t.i0, t.i1) < j1 && j0 < scores->kv_end(t.i0, t.i1)) {
+    if (t.i0 < t.i1 && next_key(scores, t.group, t.i0, t.i1, j0) < j1 &&
+        j0 < end_before(scores, t.group, t.i0, t.i1, j1)) {
       keys().load(t.rows(t.i0, 0), j0, j1);
       for (int i = t.i0; i < t.i1; i += queries)
         tile(t, scores, t.rows(i, t.i1 - i < queries ? t.i1 - i : queries));
@@ -78,8 +79,8 @@ class Gradients {
 
   template <class Score>
   void tile(const BwdTask& t, const Score* scores, const Task& task) {
-    const int first = differences_.first_panel(scores, task.i0, task.queries);
-    const int last = differences_.last_panel(scores, task.i0, task.queries);
+    const int first = differences_.first_panel(scores, task.group, task.i0, task.queries);
+    const int last = differences_.last_panel(scores, task.group, task.i0, task.queries);
     if (first >= last) return;
     rows().load(t.p, task);
     const bool alibi = t.of_queries && t.p.d_alibi;
@@ -156,8 +157,8 @@ class Gradients {
     for (; column + WIDTH <= dq_stride_; column += WIDTH)
       by_strips(task.rows(), [&]<int ROWS>(int r) {
         const int i = task.query(r), n = task.query(r + ROWS - 1) + 1 - i;
-        const int first = differences_.first_panel(scores, i, n);
-        const int last = differences_.last_panel(scores, i, n);
+        const int first = differences_.first_panel(scores, task.group, i, n);
+        const int last = differences_.last_panel(scores, task.group, i, n);
         if (first >= last) return;
         A* const to = dq(t, task.i0) + r * dq_stride_ + column;
         keys().finite ? add_strip<ROWS, VECS>(r, first, last, t.p.fwd.D, column, to)

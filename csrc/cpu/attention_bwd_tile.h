@@ -122,6 +122,12 @@ ATX_HD const Window<A>& without_mask(const General<A>& score) {
   return score;
 }
 
+template <class Score>
+bool full_without_mask(const Score* scores, int group, int i0, int i1, int j0, int j1) {
+  if constexpr (Score::SPARSE) return full(scores, group, i0, i1, j0, j1);
+  return without_mask(*scores).full(i0, i1, j0, j1);
+}
+
 // The products of a tile and what becomes of them, panel by panel.
 template <class A>
 class Differences {
@@ -141,21 +147,22 @@ class Differences {
 
   // Panels [first, last) hold every key of the block that `queries` queries from i on see.
   template <class Score>
-  int first_panel(const Score* scores, int i, int queries) const {
-    const int j = scores->kv_begin(i, i + queries) - keys.j0;
-    return j < 0 ? 0 : j / PANEL;
+  int first_panel(const Score* scores, int group, int i, int queries) const {
+    return (next_key(scores, group, i, i + queries, keys.j0) - keys.j0) / PANEL;
   }
   template <class Score>
-  int last_panel(const Score* scores, int i, int queries) const {
-    const int j = scores->kv_end(i, i + queries) - keys.j0;
-    return ((j < keys.keys ? j : keys.keys) + PANEL - 1) / PANEL;
+  int last_panel(const Score* scores, int group, int i, int queries) const {
+    const int j = end_before(scores, group, i, i + queries, keys.j0 + keys.keys) - keys.j0;
+    return (j + PANEL - 1) / PANEL;
   }
   // Rows [first, last) hold every row that sees a key of the panel.
   template <class Score>
   void rows_of_panel(const Task& task, const Score* scores, int panel, int* first,
                      int* last) const {
     const auto sees = [&](int i) {
-      return first_panel(scores, i, 1) <= panel && panel < last_panel(scores, i, 1);
+      const int j0 = keys.j0 + panel * PANEL, j1 = j0 + keys.width(panel);
+      return next_key(scores, task.group, i, i + 1, j0) < j1 &&
+             j0 < end_before(scores, task.group, i, i + 1, j1);
     };
     int a = task.i0, b = task.i0 + task.queries;
     while (a < b && !sees(a)) ++a;
@@ -179,7 +186,7 @@ class Differences {
     const int j = keys.j0 + panel * PANEL;
     if (p.dropout > 0) row_factors<A, PANEL>(task, j, first, last, factors_);
     const int i0 = task.query(first), i1 = task.query(last - 1) + 1;
-    if (without_mask(*scores).full(i0, i1, j, j + WIDTH))
+    if (full_without_mask(scores, task.group, i0, i1, j, j + WIDTH))
       each<VECS, true>(task, scores, panel, first, last, s, dp, emit);
     else
       each<VECS, false>(task, scores, panel, first, last, s, dp, emit);

@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 
+#include "csrc/core/blocks.h"
 #include "csrc/core/kernels.h"
 #include "csrc/core/score.h"
 #include "csrc/core/sequence.h"
@@ -48,6 +49,53 @@ struct Task {
     return b * p.lse_batch + head(row) * p.lse_head + seq.q_row + query(row);
   }
 };
+
+// The first key from j on that queries [i0, i1) of any head of a group may see, and one past the
+// last one before j. Without a block mask all heads see the same range.
+template <class Score>
+int next_key(const Score* scores, int group, int i0, int i1, int j) {
+  int next = scores->next_key(i0, i1, j);
+  for (int g = 1; Score::SPARSE && g < group; ++g) {
+    const int other = scores[g].next_key(i0, i1, j);
+    if (other < next) next = other;
+  }
+  return next;
+}
+template <class Score>
+int end_before(const Score* scores, int group, int i0, int i1, int j) {
+  int end = scores->end_before(i0, i1, j);
+  for (int g = 1; Score::SPARSE && g < group; ++g) {
+    const int other = scores[g].end_before(i0, i1, j);
+    if (other > end) end = other;
+  }
+  return end;
+}
+
+// Whether queries [i0, i1) of all of them keep all of the keys [j0, j1).
+template <class Score>
+bool full(const Score* scores, int group, int i0, int i1, int j0, int j1) {
+  bool kept = scores->full(i0, i1, j0, j1);
+  for (int g = 1; Score::SPARSE && g < group; ++g) kept &= scores[g].full(i0, i1, j0, j1);
+  return kept;
+}
+
+// Keys [begin, end), multiplied at once.
+struct Stretch {
+  int begin, end;
+};
+// The first stretch of the keys [j0, j1) that queries [i0, i1) may see; empty: they see none. With
+// a block mask it ends with a block, so that what a query's keys are multiplied with at once does
+// not depend on other queries.
+template <class Score>
+Stretch next_stretch(const Score* scores, int group, int i0, int i1, int j0, int j1) {
+  const int begin = next_key(scores, group, i0, i1, j0);
+  if constexpr (Score::SPARSE) {
+    const int end = scores->block_end(begin);
+    return {begin, end < j1 ? end : j1};
+  } else {
+    return {begin, scores->end_before(i0, i1, j1)};
+  }
+}
 
 // What powers of two measure the logits in: of the raw products where the policy is linear.
 template <class A, class Score>

@@ -172,7 +172,7 @@ void by_score(const AttentionStatsParams& p, const Exec& exec) {
       return run<A, Full<A>>(p, exec);
     case ScoreId::Window:
       return run<A, Window<A>>(p, exec);
-    case ScoreId::General:
+    default:
       return run<A, General<A>>(p, exec);
   }
 }

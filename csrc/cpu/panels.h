@@ -47,10 +47,11 @@ class Panels {
   void attend(const Task& task, const Score* scores) {
     load_queries(task);
     const int i1 = task.i0 + task.queries;
-    const int begin = align_key(scores->kv_begin(task.i0, i1)), end = scores->kv_end(task.i0, i1);
-    for (int tile = begin / BLOCK_KV * BLOCK_KV; tile < end; tile += BLOCK_KV) {
-      const int j0 = tile < begin ? begin : tile,
-                j1 = tile + BLOCK_KV < end ? tile + BLOCK_KV : end;
+    const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
+    const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
+    for (int j = next(0), j1; j < end(task.seq.sk); j = next(j1)) {
+      const int j0 = align_key(j);
+      j1 = end(j0 / BLOCK_KV * BLOCK_KV + BLOCK_KV);
       load_tile(task, j0, j1);
       for (int row = 0; row < task.rows(); row += PANEL)
         panel<PANEL_VECS>(task, scores, row, j0, j1);
@@ -126,17 +127,27 @@ class Panels {
     constexpr int WIDTH = VECS * L::COUNT;
     if constexpr (VECS > 1)
       if (task.rows() - row <= WIDTH - L::COUNT) return panel<VECS - 1>(task, scores, row, j0, j1);
-    const AttentionParams& p = task.p;
     const int last = row + WIDTH < task.rows() ? row + WIDTH - 1 : task.rows() - 1;
     const int i0 = task.query(row), i1 = task.query(last) + 1;
-    const int begin = align_key(scores->kv_begin(i0, i1)), end = scores->kv_end(i0, i1);
-    const int from = j0 < begin ? begin : j0, keys = (j1 < end ? j1 : end) - from;
-    if (keys <= 0) return;
+    for (int j = j0; j < j1;) {
+      const Stretch s = next_stretch(scores, task.group, i0, i1, j, j1);
+      if (s.begin >= s.end) return;
+      const int from = align_key(s.begin);
+      attend_stretch<VECS>(task, scores, row, i0, i1, j0, from, s.end - from);
+      j = s.end;
+    }
+  }
 
+  // The same of the keys from `from` on, in a tile that begins with key j0.
+  template <int VECS, class Score>
+  void attend_stretch(const Task& task, const Score* scores, int row, int i0, int i1, int j0,
+                      int from, int keys) {
+    constexpr int WIDTH = VECS * L::COUNT;
+    const AttentionParams& p = task.p;
     A* const o = o_ + int64_t(row) * p.Dv;
     Gemm<A, VECS>::scores(keys, p.D, sum_run(p, p.D), k_ + int64_t(from - j0) * p.D,
                           q_ + int64_t(row) * p.D, s_);
-    if (!Score::LINEAR || !scores->full(i0, i1, from, from + keys))
+    if (!Score::LINEAR || !full(scores, task.group, i0, i1, from, from + keys))
       apply_score(task, scores, row, WIDTH, from, keys, s_);
     update_softmax(keys, WIDTH, log2_unit<A, Score>(p), odd_count_ > 0, s_, max_ + row, sum_ + row,
                    alpha_);

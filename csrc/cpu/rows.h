@@ -36,11 +36,12 @@ class FewRows {
   void attend(const Task& task, const Score* scores) {
     load_rows(task);
     const int i1 = task.i0 + task.queries;
-    const int begin = scores->kv_begin(task.i0, i1) / DROPOUT_KEYS * DROPOUT_KEYS;
-    const int end = scores->kv_end(task.i0, i1);
-    for (int tile = begin / BLOCK_KV * BLOCK_KV; tile < end; tile += BLOCK_KV) {
-      const int j0 = tile < begin ? begin : tile,
-                keys = (tile + BLOCK_KV < end ? tile + BLOCK_KV : end) - j0;
+    const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
+    const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
+    for (int j = next(0), j1; j < end(task.seq.sk); j = next(j1)) {
+      const int j0 = j / DROPOUT_KEYS * DROPOUT_KEYS;
+      j1 = end(j0 / BLOCK_KV * BLOCK_KV + BLOCK_KV);
+      const int keys = j1 - j0;
       multiply_keys(task, j0, keys);
       for (int r = 0; r < task.rows(); ++r) {
         softmax(task, scores[r % task.group], r, j0, keys);

@@ -30,7 +30,7 @@ void apply_score(const Task& task, const Score* scores, int row, int width, int 
     const int i0 = task.query(first), i1 = task.query(first + n_rows - 1) + 1;
     for (int j = 0; j < keys; j += L::COUNT) {
       const int n = keys - j < L::COUNT ? keys - j : L::COUNT;
-      if (Score::LINEAR && scores->full(i0, i1, j0 + j, j0 + j + n)) continue;
+      if (Score::LINEAR && full(scores, task.group, i0, i1, j0 + j, j0 + j + n)) continue;
       A* const block = s + j * width + lane;
       typename L::Float x[L::COUNT];
       for (int l = 0; l < L::COUNT; ++l) x[l] = l < n ? L::load(block + l * width) : L::all(0);

@@ -83,13 +83,15 @@ void run_by_score(const AttentionParams& p, const Exec& exec) {
   using A = typename Many::Accumulator;
   // A scale that is not positive would turn the maximum of the raw scores around; General
   // multiplies before it.
-  switch (p.scale > 0 ? score_id(p) : ScoreId::General) {
+  switch (p.scale > 0 || p.blocks.visited ? score_id(p) : ScoreId::General) {
     case ScoreId::Full:
       return run<Many, FewRows, Full<A>>(p, exec);
     case ScoreId::Window:
       return run<Many, FewRows, Window<A>>(p, exec);
     case ScoreId::General:
       return run<Many, FewRows, General<A>>(p, exec);
+    case ScoreId::Blocks:
+      return run<Many, FewRows, Blocks<A>>(p, exec);
   }
 }
 

@@ -34,10 +34,24 @@ struct AttentionBlock {
   }
 };
 
+// The tile of KV keys that comes after the one at kv0 where keys are visited from the last to the
+// first: one that queries [q0, q1) see. Negative: none.
+template <int KV, class Score>
+__device__ __forceinline__ int tile_before(const Score& score, int q0, int q1, int kv0) {
+  if constexpr (!Score::SPARSE) {
+    return kv0 - KV;
+  } else {
+    const int end = score.end_before(q0, q1, kv0);
+    return end == 0 ? -KV : (end - 1) / KV * KV;
+  }
+}
+
 // The logit of the product x of query i and key j, but for a linear policy's factor; -inf where
-// masked out. The product of a masked key is replaced, not added to: it may be nan.
+// masked out. The product of a masked key is replaced, not added to: it may be nan. seen: what
+// seen_pairs says of the pair.
 template <class Score>
-__device__ __forceinline__ float masked_logit(const Score& score, float x, int i, int j, int sq) {
+__device__ __forceinline__ float masked_logit(const Score& score, float x, int i, int j, int sq,
+                                              bool seen) {
   const bool exists = j < score.sk;
   if constexpr (!Score::LINEAR) {
     // The policy may read a mask: no further than its end.
@@ -45,6 +59,7 @@ __device__ __forceinline__ float masked_logit(const Score& score, float x, int i
     j = exists ? j : score.sk - 1;
     x = score.template score<OneLane<float>>(x, i, j, 1);
   }
+  if constexpr (Score::SPARSE) return seen ? x : -INFINITY;
   return exists && score.template keep<OneLane<float>>(i, j, 1) ? x : -INFINITY;
 }
 

@@ -94,9 +94,11 @@ struct BwdPass {
       stat = row_stat<Score>(p, stat_at, at + int(threadIdx.x) < a.from.rows);
   }
 
-  // Moves on to the tile after the one at `at` of head h, and fetches it, if there is one.
+  // Moves on to the tile after the one at `at` of head h, and fetches it, if there is one. A sparse
+  // policy stops at the head's end.
   template <bool WHOLE>
-  __device__ __forceinline__ void fetch_next(int to, int h, int at) {
+  __device__ __forceinline__ void fetch_next(const Score& score, int to, int h, int at) {
+    if constexpr (Score::SPARSE) return fetch_from(score, to, at, at + STEP);
     const bool same_head = at + STEP < steps.last;
     if (!same_head && (!KEYS || h + 1 == block.h1)) return;
     const int next = same_head ? at + STEP : steps.first;
@@ -106,37 +108,67 @@ struct BwdPass {
     fetch<WHOLE>(to, next);
   }
 
+  // The first tile at or after `at` with a partner of the block's rows; steps.last: there is none.
+  __device__ __forceinline__ int tile_from(const Score& score, int at) const {
+    if constexpr (!Score::SPARSE) {
+      return at;
+    } else {
+      const int own_end = block.first + Tile::BLOCK;
+      const int next = KEYS ? score.next_query(block.first, own_end, at)
+                            : score.next_key(block.first, own_end, at);
+      return next < steps.last ? next / STEP * STEP : steps.last;
+    }
+  }
+  // Sparse policies only: moves on from the tile at `at` to the head's first one from `from` on,
+  // and fetches it. If there is none, goes to the start of the next head.
+  __device__ __forceinline__ void fetch_from(const Score& score, int to, int at, int from) {
+    const int next = tile_from(score, from);
+    const bool ends = next >= steps.last;
+    const int rows = (ends ? steps.first : next) - at;
+    a.move(rows * a.from.stride + (KEYS && ends ? p.fwd.q_stride.head : 0));
+    b.move(rows * b.from.stride + (KEYS && ends ? p.d_o_stride.head : 0));
+    if (KEYS) stat_at += rows + (ends ? p.fwd.lse_head : 0);
+    if (!ends) fetch<false>(to, next);
+  }
+
   // Whether nothing in the tile at `at` is masked and it, as the one after it, is whole and
   // chunked.
   __device__ __forceinline__ bool is_plain(const Score& score, int at) const {
-    if (!a.chunked() || !b.chunked() || at + 2 * STEP > a.from.rows) return false;
+    constexpr int WHOLE_TILES = Score::SPARSE ? 1 : 2;  // fetch_from asks again
+    if (!a.chunked() || !b.chunked() || at + WHOLE_TILES * STEP > a.from.rows) return false;
     const int own_end = block.first + Tile::BLOCK;
     if (KEYS) return score.full(at, at + STEP, block.first, own_end);
     return score.full(block.first, own_end, at, at + STEP);
   }
 
+  // The pair of this lane's row r and column c in the tile at `at`.
+  __device__ __forceinline__ Pair place(int r, int c, int at) const {
+    const int own = block.first + engine.row(r), other = at + engine.col(c);
+    return KEYS ? Pair{other, own} : Pair{own, other};
+  }
+
   // x ← weights, d ← dX.
   template <bool MASKED>
   __device__ __forceinline__ void differentiate(const Score& score, typename Engine::Products& x,
-                                                typename Engine::Products& d, int h, int at) {
+                                                typename Engine::Products& d, int h, int at,
+                                                uint64_t seen) {
     const Pairs<Score> pairs(score, p.fwd, block.seq.sq);
-    const auto place = [&](int r, int c) {
-      const int own = block.first + engine.row(r), other = at + engine.col(c);
-      return KEYS ? Pair{other, own} : Pair{own, other};
-    };
     uint32_t kept = ~0u;
     if constexpr (!Score::LINEAR)
-      if (p.fwd.dropout > 0) kept = kept_pairs<ROWS, COLS>(p.fwd, block.b, h, place);
+      if (p.fwd.dropout > 0)
+        kept = kept_pairs<ROWS, COLS>(p.fwd, block.b, h,
+                                      [&](int r, int c) { return place(r, c, at); });
 #pragma unroll
     for (int c = 0; c < COLS; ++c) {
       RowStat column{};
       if constexpr (KEYS) column = smem.stats[stage][engine.col(c)];
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        const auto [i, j] = place(r, c);
+        const auto [i, j] = place(r, c, at);
         const RowStat row = KEYS ? column : rows[r];
-        const PairGradient g = pairs.template gradient<MASKED>(
-            engine.at(x, r, c), engine.at(d, r, c), i, j, row, kept >> (r * COLS + c) & 1);
+        const PairGradient g =
+            pairs.template gradient<MASKED>(engine.at(x, r, c), engine.at(d, r, c), i, j, row,
+                                            kept >> (r * COLS + c) & 1, seen >> (r * COLS + c) & 1);
         engine.at(x, r, c) = g.weight;
         engine.at(d, r, c) = g.product;
         if constexpr (PASS == Pass::Q && !Score::LINEAR)
@@ -173,20 +205,23 @@ struct BwdPass {
     const bool guarded =
         !PLAIN && simt::sync_or((SUMS_A && holds_nonfinite<THREADS>(smem.other[a_tile])) ||
                                 (SUMS_B && holds_nonfinite<THREADS>(smem.other[b_tile])));
-    if (STAGES == 2) fetch_next<PLAIN>(stage ^ 1, h, at);
+    if (STAGES == 2) fetch_next<PLAIN>(score, stage ^ 1, h, at);
 
     // A linear policy's other tiles are few: not worth the registers that unrolling takes.
     constexpr int UNROLL = PLAIN ? Tile::D / 16 : Score::LINEAR ? 1 : 4;
+    const uint64_t seen =
+        PLAIN ? ~uint64_t(0)
+              : seen_pairs<ROWS, COLS>(score, [&](int r, int c) { return place(r, c, at); });
     typename Engine::Products x = {}, d = {};
     engine.template multiply<UNROLL>(x, 0, a_tile);
     if constexpr (SUMS_A) engine.template multiply<UNROLL>(d, 1, b_tile);
-    differentiate<!PLAIN>(score, x, d, h, at);
+    differentiate<!PLAIN>(score, x, d, h, at, seen);
     if constexpr (SUMS_B) add(sums_b, x, b_tile, guarded);
     if constexpr (SUMS_A) add(sums_a, d, a_tile, guarded);
 
     if (STAGES == 1) {
       simt::sync();  // no warp still reads the tile, which is overwritten now
-      fetch_next<PLAIN>(stage, h, at);
+      fetch_next<PLAIN>(score, stage, h, at);
     } else {
       stage ^= 1;
     }
@@ -195,9 +230,11 @@ struct BwdPass {
 
   // Every tile of query head h. plain: there may be plain ones.
   __device__ __forceinline__ void walk(const Score& score, int h, bool plain) {
-    for (int at = steps.first; at < steps.last; at += STEP) {
+    if constexpr (Score::SPARSE) fetch_from(score, stage, steps.first, steps.first);
+    const auto after = [&](int at) { return tile_from(score, at + STEP); };
+    for (int at = tile_from(score, steps.first); at < steps.last; at = after(at)) {
       if constexpr (TELLS_PLAIN)
-        while (plain && is_plain(score, at) && step<true>(score, h, at)) at += STEP;
+        while (plain && is_plain(score, at) && step<true>(score, h, at)) at = after(at);
       if (at < steps.last) step<false>(score, h, at);
     }
   }
@@ -245,13 +282,15 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
   auto& smem = simt::shared<typename This::Smem>();
 
   const Score some(f, seq, b, h0);  // every head has the same range
-  const Steps steps = KEYS ? query_steps<Engine::STEP>(some, first, end, seq.sq)
-                           : key_steps<Engine::STEP>(some, first, end);
+  const Steps steps = Score::SPARSE ? Steps{0, KEYS ? seq.sq : seq.sk}
+                      : KEYS        ? query_steps<Engine::STEP>(some, first, end, seq.sq)
+                                    : key_steps<Engine::STEP>(some, first, end);
   using OwnStream = TileStream<typename Engine::OwnTile, THREADS>;
   OwnStream(KEYS ? k : q, first).load(smem.own[0], first);
   if constexpr (This::SUMS_A) OwnStream(KEYS ? v : d_o, first).load(smem.own[1], first);
   This pass(p, block, smem, steps, KEYS ? q : k, KEYS ? d_o : v);
-  if (steps.first < steps.last && h0 < h1) pass.template fetch<false>(0, steps.first);
+  if (!Score::SPARSE && steps.first < steps.last && h0 < h1)
+    pass.template fetch<false>(0, steps.first);
   simt::cp_async_commit();
 
   const bool plain = This::TELLS_PLAIN && (KEYS || !pass.holds_void_row());
@@ -293,7 +332,7 @@ Status launch_bwd_pass(const AttentionBwdParams& p, const Exec& exec) {
 template <class T, class Score>
 struct BwdEngines {
   template <int D, Pass PASS>
-  using Engine = BwdWarp<BwdTile<T, D, PASS, Score::LINEAR>>;
+  using Engine = BwdWarp<BwdTile<T, D, PASS, Score::LINEAR && !Score::SPARSE>>;
 };
 template <class Score>
 struct BwdEngines<float, Score> {

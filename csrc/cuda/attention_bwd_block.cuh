@@ -8,6 +8,7 @@
 #include "csrc/cuda/attention_block.cuh"
 #include "csrc/cuda/dropped.cuh"
 #include "csrc/cuda/heuristics.h"
+#include "csrc/cuda/seen.cuh"
 
 namespace atx::ATX_TARGET {
 
@@ -113,10 +114,10 @@ struct Pairs {
   }
 
   // MASKED: the pair may be masked out, or not exist. It then passes on 0, whatever x and d_weight
-  // are. keeps: dropout does.
+  // are. keeps: dropout does. seen: what seen_pairs says of the pair.
   template <bool MASKED>
   __device__ __forceinline__ PairGradient gradient(float x, float d_weight, int i, int j,
-                                                   RowStat row, bool keeps) const {
+                                                   RowStat row, bool keeps, bool seen) const {
     using Lane = OneLane<float>;
     bool attends = true;
     float y = x;
@@ -128,7 +129,10 @@ struct Pairs {
         i = i < sq ? i : sq - 1;
         j = j < score.sk ? j : score.sk - 1;
       }
-      attends &= bool(score.template keep<Lane>(i, j, 1));
+      if constexpr (Score::SPARSE)
+        attends &= seen;
+      else
+        attends &= bool(score.template keep<Lane>(i, j, 1));
     }
     if constexpr (!Score::LINEAR) {
       y = MASKED ? score.template score<Lane>(x, i, j, 1) : full_logit(score, x, i, j);

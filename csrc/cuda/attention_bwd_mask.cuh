@@ -82,8 +82,8 @@ struct MaskSum {
 #pragma unroll
       for (int c = 0; c < COLS; ++c) {
         const auto [i, j] = place(r, c);
-        const PairGradient g = pairs.template gradient<true>(engine.at(x, r, c), engine.at(d, r, c),
-                                                             i, j, row, kept >> (r * COLS + c) & 1);
+        const PairGradient g = pairs.template gradient<true>(
+            engine.at(x, r, c), engine.at(d, r, c), i, j, row, kept >> (r * COLS + c) & 1, true);
         engine.at(sums, r, c) += g.logit;
       }
     }

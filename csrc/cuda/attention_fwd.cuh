@@ -29,10 +29,11 @@
 namespace atx::ATX_TARGET {
 
 // A tile of keys whose K is on the way, in full generality: masked, of any alignment, with any
-// values. A block has few of these, so the next K is copied only when all is done.
+// values. A block has few of these, so the next K is copied only when all is done. next: the tile
+// after it, before `first` if there is none.
 template <class Tile, class Score, class Stream>
 __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const AttentionParams& p,
-                                       Stream& k, Stream& v, int kv0, int first) {
+                                       Stream& k, Stream& v, int kv0, int next, int first) {
   constexpr int KV = Tile::BLOCK_KV, M = Tile::M, THREADS = Tile::THREADS;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
@@ -44,9 +45,10 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
   uint32_t weights[KV / 16][M][4] = {};
   const bool idle = warp.is_idle(kv0);
   if (!idle) {
+    const uint64_t seen = warp.seen(kv0);
     float s[M][KV / 8][4] = {}, part[M][2];
     warp.products(s);
-    warp.template logits<true>(s, kv0);
+    warp.template logits<true>(s, kv0, seen);
     warp.move_bases(s);
     warp.template weigh<true>(s, part);
     warp.add(part);
@@ -66,9 +68,9 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
   if (split && !idle)
     add_nonfinite(warp.o, weights, FragmentAddress<decltype(smem.k)>(smem.k, 0, warp.lane()));
   simt::sync();  // no warp still reads the marks in K's place, which is overwritten now
-  k.step_back();
-  v.step_back();
-  if (kv0 > first) k.load(smem.k, kv0 - KV);
+  k.step_back(kv0 - next);
+  v.step_back(kv0 - next);
+  if (next >= first) k.load(smem.k, next);
   simt::cp_async_commit();
 }
 
@@ -77,7 +79,7 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
 template <class Tile, class Score, class Stream>
 __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
                                              const AttentionParams& p, Stream& k, Stream& v,
-                                             int kv0, int first) {
+                                             int kv0, int next, int first) {
   constexpr int KV = Tile::BLOCK_KV, M = Tile::M;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
@@ -88,7 +90,7 @@ __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
 
   float s[M][KV / 8][4] = {}, part[M][2];
   warp.products(s);
-  if constexpr (!Score::LINEAR) warp.template logits<false>(s, kv0);
+  if constexpr (!Score::LINEAR) warp.template logits<false>(s, kv0, ~uint64_t(0));
   warp.template weigh<false>(s, part);
   warp.drop(s, p, kv0);
   uint32_t weights[KV / 16][M][4];
@@ -97,12 +99,12 @@ __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
   simt::cp_async_wait<0>();
   // V has landed for every thread, and no warp still reads K, which is overwritten now
   if (simt::sync_or(warp.too_large(part))) return false;
-  k.step_back();
-  if (kv0 > first) k.template load<true>(smem.k, kv0 - KV);
+  k.step_back(kv0 - next);
+  if (next >= first) k.template load<true>(smem.k, next);
   simt::cp_async_commit();
   warp.add(part);
   warp.accumulate(weights);
-  v.step_back();
+  v.step_back(kv0 - next);
   return true;
 }
 
@@ -140,11 +142,16 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
 
   AttentionWarp<Tile, Score> warp(smem, score, block, exponential);
   warp.keep_q();
+  const auto before = [&](int j) { return tile_before<KV>(score, q0, q1, j); };
   const auto plain = [&](int j) { return j >= first && score.full(q0, q1, j, j + KV); };
-  for (; kv0 >= first; kv0 -= KV) {
-    attend(warp, p, k_stream, v_stream, kv0, first);
+  for (int next; kv0 >= first; kv0 = next) {
+    next = before(kv0);
+    attend(warp, p, k_stream, v_stream, kv0, next, first);
     if (!k_stream.chunked() || !v_stream.chunked()) continue;
-    while (plain(kv0 - KV) && attend_plain(warp, p, k_stream, v_stream, kv0 - KV, first)) kv0 -= KV;
+    for (int after; plain(next); next = after) {
+      after = before(next);
+      if (!attend_plain(warp, p, k_stream, v_stream, next, after, first)) break;
+    }
   }
 
   // Found again, not kept: the loop needs the registers.

@@ -16,6 +16,7 @@
 #include "csrc/cuda/dropped.cuh"
 #include "csrc/cuda/heuristics.h"
 #include "csrc/cuda/nonfinite.cuh"
+#include "csrc/cuda/seen.cuh"
 #include "csrc/cuda/tile.cuh"
 
 namespace atx::ATX_TARGET {
@@ -76,13 +77,17 @@ struct F32Lane {
 
   template <bool MASKED>
   __device__ __forceinline__ void logits(float (&s)[ROWS][KEYS], int kv0) const {
+    typename PairBits<ROWS * KEYS>::Word seen = 0;
+    if constexpr (MASKED)
+      seen = seen_pairs<ROWS, KEYS>(score,
+                                    [&](int r, int c) { return Pair{q0 + row(r), kv0 + key(c)}; });
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
 #pragma unroll
       for (int n = 0; n < KEYS; ++n) {
         const int at = q0 + row(i), j = kv0 + key(n);
-        s[i][n] =
-            MASKED ? masked_logit(score, s[i][n], at, j, sq) : full_logit(score, s[i][n], at, j);
+        s[i][n] = MASKED ? masked_logit(score, s[i][n], at, j, sq, seen >> (i * KEYS + n) & 1)
+                         : full_logit(score, s[i][n], at, j);
       }
     }
   }
@@ -187,7 +192,7 @@ struct F32Lane {
 // PLAIN: nothing is masked, and K and V are chunked.
 template <bool PLAIN, class Tile, class Score, class Stream>
 __device__ __forceinline__ void attend(F32Lane<Tile, Score>& lane, const AttentionParams& p,
-                                       Stream& k, Stream& v, int kv0, int first) {
+                                       Stream& k, Stream& v, int kv0, int next, int first) {
   F32Smem<Tile>& smem = lane.smem;
   simt::cp_async_wait<0>();
   simt::sync();  // K has landed for every thread, and no warp still reads the last V, which is
@@ -203,14 +208,14 @@ __device__ __forceinline__ void attend(F32Lane<Tile, Score>& lane, const Attenti
 
   simt::cp_async_wait<0>();
   simt::sync();  // V has landed and P is written; no warp still reads K, which is overwritten now
-  k.step_back();
-  if (kv0 > first) k.template load<PLAIN>(smem.k, kv0 - Tile::BLOCK_KV);
+  k.step_back(kv0 - next);
+  if (next >= first) k.template load<PLAIN>(smem.k, next);
   simt::cp_async_commit();
   if (!PLAIN && simt::sync_or(holds_nonfinite<Tile::THREADS>(smem.v)))
     lane.template accumulate<true>();
   else
     lane.template accumulate<false>();
-  v.step_back();
+  v.step_back(kv0 - next);
 }
 
 template <class Tile, class Score>
@@ -245,11 +250,12 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
   const auto plain = [&](int j) {
     return k_stream.chunked() && v_stream.chunked() && score.full(q0, q1, j, j + KV);
   };
-  while (kv0 >= first) {
-    for (; kv0 >= first && !plain(kv0); kv0 -= KV)
-      attend<false>(lane, p, k_stream, v_stream, kv0, first);
-    for (; kv0 >= first && plain(kv0); kv0 -= KV)
-      attend<true>(lane, p, k_stream, v_stream, kv0, first);
+  for (int next; kv0 >= first; kv0 = next) {
+    next = tile_before<KV>(score, q0, q1, kv0);
+    if (plain(kv0))
+      attend<true>(lane, p, k_stream, v_stream, kv0, next, first);
+    else
+      attend<false>(lane, p, k_stream, v_stream, kv0, next, first);
   }
 
   // Found again, not kept: the loop needs the registers.

@@ -4,6 +4,7 @@
 #include "csrc/cuda/attention_block.cuh"
 #include "csrc/cuda/dropped.cuh"
 #include "csrc/cuda/heuristics.h"
+#include "csrc/cuda/seen.cuh"
 #include "csrc/cuda/tile.cuh"
 
 namespace atx::ATX_TARGET {
@@ -78,6 +79,7 @@ struct AttentionWarp {
   __device__ __forceinline__ bool is_idle(int kv0) const {
     if (!Score::LINEAR) return false;  // not worth the registers there
     const int i = q0 + first_row(), i1 = i + 16 * M;
+    if constexpr (Score::SPARSE) return i >= sq || score.next_key(i, i1, kv0) >= kv0 + KV;
     return i >= sq || score.kv_end(i, i1) <= kv0 || score.kv_begin(i, i1) >= kv0 + KV;
   }
 
@@ -97,9 +99,19 @@ struct AttentionWarp {
     }
   }
 
+  // Pair (r, c) of this lane's 2 M x KV / 4 of a tile; its score is s[r / 2][c / 2][r % 2 * 2 + c %
+  // 2].
+  __device__ __forceinline__ Pair pair(int r, int c, int kv0) const {
+    const int row = r / 2 * 16 + simt::c_place(lane(), r % 2 * 2).row;
+    return {q0 + first_row() + row, kv0 + c / 2 * 8 + simt::c_place(lane(), c % 2).col};
+  }
+  __device__ __forceinline__ uint64_t seen(int kv0) const {
+    return seen_pairs<2 * M, KV / 4>(score, [&](int r, int c) { return pair(r, c, kv0); });
+  }
+
   // s ← logits, but for a linear policy's factor; -inf where masked out.
   template <bool MASKED>
-  __device__ __forceinline__ void logits(float (&s)[M][KV / 8][4], int kv0) const {
+  __device__ __forceinline__ void logits(float (&s)[M][KV / 8][4], int kv0, uint64_t seen) const {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -108,7 +120,8 @@ struct AttentionWarp {
         for (int e = 0; e < 4; ++e) {
           const simt::Place at = simt::c_place(lane(), e);
           const int i = q0 + first_row() + m * 16 + at.row, j = kv0 + n * 8 + at.col;
-          s[m][n][e] = MASKED ? masked_logit(score, s[m][n][e], i, j, sq)
+          const int bit = (m * 2 + e / 2) * (KV / 4) + n * 2 + e % 2;
+          s[m][n][e] = MASKED ? masked_logit(score, s[m][n][e], i, j, sq, seen >> bit & 1)
                               : full_logit(score, s[m][n][e], i, j);
         }
       }
@@ -196,10 +209,8 @@ struct AttentionWarp {
       if (!(p.dropout > 0)) return;
       constexpr int ROWS = 2 * M, COLS = KV / 4;
       const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
-      const uint32_t kept = kept_pairs<ROWS, COLS>(p, block.b, block.h, [&](int r, int c) {
-        const int row = r / 2 * 16 + simt::c_place(lane(), r % 2 * 2).row;
-        return Pair{q0 + first_row() + row, kv0 + c / 2 * 8 + simt::c_place(lane(), c % 2).col};
-      });
+      const uint32_t kept = kept_pairs<ROWS, COLS>(p, block.b, block.h,
+                                                   [&](int r, int c) { return pair(r, c, kv0); });
       const float factor = kept_factor(p);
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {

@@ -65,15 +65,16 @@ constexpr bool owns_keys(Pass pass) {
 
 // Tensor cores (bf16, f16). A block owns BLOCK rows of Q and dO, or of K and V, and walks over the
 // other two in steps of STEP rows, of which two are in shared memory at a time. A warp owns 16 M
-// rows of the block.
-template <class T_, int D_, Pass PASS_, bool LINEAR>
+// rows of the block. WIDE: the policy leaves registers for more rows (a linear one; not a sparse
+// one, which spilled 24 bytes at D 64).
+template <class T_, int D_, Pass PASS_, bool WIDE>
 struct BwdTile {
   using T = T_;
   static constexpr Pass PASS = PASS_;
   static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
   // As in the forward, 32 rows halve what is read from shared memory per product, where registers
   // hold their sums.
-  static constexpr int M = LINEAR && D <= 64 ? 2 : 1;
+  static constexpr int M = WIDE && D <= 64 ? 2 : 1;
   static constexpr int BLOCK = 16 * M * WARPS;
   // The largest block, of D 256, takes 96 KB of the 99 that sm_86 has.
   static constexpr int STEP = D <= 192 ? 32 : 16;

@@ -1,5 +1,6 @@
 // This target's row of the spine: dtype and policy to the instance that was compiled for them, and
 // the catalogue.
+#include "csrc/core/blocks.h"
 #include "csrc/core/kernels.h"
 #include "csrc/core/score.h"
 #include "csrc/cuda/heuristics.h"
@@ -49,6 +50,8 @@ Status attention_fwd(const AttentionParams& p, const Exec& exec) {
       return attention_fwd_with<Full<float>>(p, exec);
     case ScoreId::Window:
       return attention_fwd_with<Window<float>>(p, exec);
+    case ScoreId::Blocks:
+      return attention_fwd_with<Blocks<float>>(p, exec);
     default:
       return attention_fwd_with<General<float>>(p, exec);
   }
@@ -61,6 +64,8 @@ Status attention_bwd_passes(const AttentionBwdParams& p, const Exec& exec) {
       return launch_attention_bwd<T, Full<float>>(p, exec);
     case ScoreId::Window:
       return launch_attention_bwd<T, Window<float>>(p, exec);
+    case ScoreId::Blocks:
+      return launch_attention_bwd<T, Blocks<float>>(p, exec);
     default:
       return launch_attention_bwd<T, General<float>>(p, exec);
   }
@@ -114,7 +119,7 @@ Status attention_stats(const AttentionStatsParams& p, const Exec& exec) {
 }
 
 constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYPES = 3,
-              NUM_SCORES = 3;
+              NUM_SCORES = 4;
 
 template <class T, int D, bool LINEAR>
 struct Passes {
@@ -159,26 +164,30 @@ struct Catalogue {
     }
     if constexpr (!LINEAR) add_pass<Tile<Pass::MASK>>("attention_bwd mask", dtype, score);
   }
-  template <bool LINEAR>
+  template <class Score>
   constexpr void add_score(const char* score) {
+    constexpr bool LINEAR = Score::LINEAR, SPARSE = Score::SPARSE;
     for (const int dim : HEAD_DIMS) {
       with_head_dim(dim, [&]<int D>(HeadDim<D>) {
         add_fwd<F32Tile<D>>("float32", score);
         add_fwd<FwdTile<bf16, D, LINEAR>>("bfloat16", score);
         add_fwd<FwdTile<f16, D, LINEAR>>("float16", score);
-        add_stats<F32StatsTile<D>>("float32", score);
-        add_stats<StatsTile<bf16, D, LINEAR>>("bfloat16", score);
-        add_stats<StatsTile<f16, D, LINEAR>>("float16", score);
+        if (!SPARSE) {  // statistics know no block masks
+          add_stats<F32StatsTile<D>>("float32", score);
+          add_stats<StatsTile<bf16, D, LINEAR>>("bfloat16", score);
+          add_stats<StatsTile<f16, D, LINEAR>>("float16", score);
+        }
         add_bwd<float, F32Passes<D>::template Tile, LINEAR>("float32", score);
-        add_bwd<bf16, Passes<bf16, D, LINEAR>::template Tile, LINEAR>("bfloat16", score);
-        add_bwd<f16, Passes<f16, D, LINEAR>::template Tile, LINEAR>("float16", score);
+        add_bwd<bf16, Passes<bf16, D, LINEAR && !SPARSE>::template Tile, LINEAR>("bfloat16", score);
+        add_bwd<f16, Passes<f16, D, LINEAR && !SPARSE>::template Tile, LINEAR>("float16", score);
       });
     }
   }
   constexpr Catalogue() : entries{} {
-    add_score<Full<float>::LINEAR>("full");
-    add_score<Window<float>::LINEAR>("window");
-    add_score<General<float>::LINEAR>("general");
+    add_score<Full<float>>("full");
+    add_score<Window<float>>("window");
+    add_score<General<float>>("general");
+    add_score<Blocks<float>>("blocks");
   }
 };
 

@@ -129,7 +129,7 @@ struct TileStream {
         source(from.data + (first_row + walk.row) * from.stride + walk.chunk * Tile::CHUNK) {}
 
   __device__ __forceinline__ bool chunked() const { return from.chunked(source); }
-  __device__ __forceinline__ void step_back() { source -= Tile::ROWS * from.stride; }
+  __device__ __forceinline__ void step_back(int rows) { source -= rows * from.stride; }
   __device__ __forceinline__ void move(int64_t elements) { source += elements; }
 
   template <bool WHOLE = false>

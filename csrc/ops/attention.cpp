@@ -111,7 +111,7 @@ class Call {
     const Status failed =
         r_.kernels->attention_fwd(p, exec_for(a_.q.is_cuda(), a_.q.get_device_index(), buffers));
     if (failed)
-      throw std::runtime_error(std::string("attention: the kernel launch failed: ") + failed);
+      throw std::runtime_error(std::string(a_.op) + ": the kernel launch failed: " + failed);
   }
 
   const Arguments& a_;
@@ -119,8 +119,6 @@ class Call {
   AttentionParams& p_;
   std::optional<Tensor> o_, lse_;
 };
-
-const OptionalTensor none;
 
 Arguments dense(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                 const OptionalTensor& alibi_slopes, const OptionalTensor& sinks,
@@ -152,7 +150,6 @@ Arguments packed(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
           .q = q,
           .k = k,
           .v = v,
-          .mask = none,
           .alibi_slopes = alibi_slopes,
           .sinks = sinks,
           .seed = seed,
@@ -191,11 +188,28 @@ struct Op<READ, DO> {
   static Result call(Parameters... parameters) { return DO(READ(parameters...)); }
 };
 
+template <auto DO>
+auto sparse(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visited,
+            const Tensor& full, const Tensor& visited_t, const Tensor& first_part,
+            const Tensor& bits, const OptionalTensor& sinks, int64_t block_q, int64_t block_kv,
+            double scale) {
+  const BlockTensors blocks = {visited, full, visited_t, first_part, bits, block_q, block_kv};
+  return DO({.op = "block_sparse_attention",
+             .q = q,
+             .k = k,
+             .v = v,
+             .sinks = sinks,
+             .blocks = &blocks,
+             .scale = scale});
+}
+
 void register_attention(torch::stable::detail::StableLibrary& m) {
   m.impl("attention_fwd", TORCH_BOX(&(Op<dense, run>::call)));
   m.impl("attention_why_not", TORCH_BOX(&(Op<dense, why_not>::call)));
   m.impl("varlen_attention_fwd", TORCH_BOX(&(Op<packed, run>::call)));
   m.impl("varlen_attention_why_not", TORCH_BOX(&(Op<packed, why_not>::call)));
+  m.impl("block_sparse_attention_fwd", TORCH_BOX(&sparse<run>));
+  m.impl("block_sparse_attention_why_not", TORCH_BOX(&sparse<why_not>));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "attention_buffers.h"
 
+#include <tuple>
 #include <utility>
 
 namespace atx::ops {
@@ -72,6 +73,15 @@ std::vector<Buffer> forward_buffers(const Arguments& a, const AttentionRequest& 
   b.per_head("alibi_slopes", p.alibi_slopes, false);
   b.per_head("sinks", p.sinks, false);
   b.add({"seed", p.seed, 8, 1, {1}, {1}, false});
+  if (a.blocks)
+    for (const auto& [name, data, tensor] :
+         {std::tuple<const char*, const void*, const Tensor*>{"visited", p.blocks.visited,
+                                                              &a.blocks->visited},
+          {"full", p.blocks.full, &a.blocks->full},
+          {"visited_t", p.blocks.visited_t, &a.blocks->visited_t},
+          {"first_part", p.blocks.first_part, &a.blocks->first_part},
+          {"bits", p.blocks.bits, &a.blocks->bits}})
+      b.add({name, data, 4, 1, {tensor->numel()}, {1}, false});
   for (const auto& [name, data] :
        {std::pair{"cu_seqlens_q", p.cu_seqlens_q}, {"cu_seqlens_k", p.cu_seqlens_k}})
     b.add({name, data, 4, 1, {p.B + 1}, {1}, false});

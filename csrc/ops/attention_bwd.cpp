@@ -170,7 +170,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> packed(
     const OptionalTensor& seed, double dropout, int64_t max_seqlen_q, int64_t max_seqlen_k,
     double scale, double softcap, int64_t window_left, int64_t window_right, bool bottom_right,
     int64_t wanted) {
-  const OptionalTensor none;
   // The results are those of the dense op without d_mask.
   constexpr int64_t BEFORE_MASK = (1 << D_MASK) - 1;
   const int64_t all = (wanted & BEFORE_MASK) | (wanted & ~BEFORE_MASK) << 1;
@@ -178,7 +177,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> packed(
                                      .q = q,
                                      .k = k,
                                      .v = v,
-                                     .mask = none,
                                      .alibi_slopes = alibi_slopes,
                                      .sinks = sinks,
                                      .seed = seed,
@@ -197,9 +195,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> packed(
   return {d[D_Q], d[D_K], d[D_V], d[D_ALIBI], d[D_SINKS]};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> sparse(
+    const Tensor& d_o, const OptionalTensor& d_lse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& o, const Tensor& lse, const Tensor& visited, const Tensor& full,
+    const Tensor& visited_t, const Tensor& first_part, const Tensor& bits,
+    const OptionalTensor& sinks, int64_t block_q, int64_t block_kv, double scale, int64_t wanted) {
+  const BlockTensors blocks = {visited, full, visited_t, first_part, bits, block_q, block_kv};
+  // The results are those of the dense op without d_mask and d_alibi.
+  constexpr int64_t BEFORE_MASK = (1 << D_MASK) - 1;
+  const int64_t all = (wanted & BEFORE_MASK) | (wanted & ~BEFORE_MASK) << 2;
+  const std::vector<Tensor> d = run({.op = "block_sparse_attention_bwd",
+                                     .q = q,
+                                     .k = k,
+                                     .v = v,
+                                     .sinks = sinks,
+                                     .blocks = &blocks,
+                                     .scale = scale},
+                                    {d_o, d_lse, o, lse, all});
+  return {d[D_Q], d[D_K], d[D_V], d[D_SINKS]};
+}
+
 void register_attention_bwd(torch::stable::detail::StableLibrary& m) {
   m.impl("attention_bwd", TORCH_BOX(&dense));
   m.impl("varlen_attention_bwd", TORCH_BOX(&packed));
+  m.impl("block_sparse_attention_bwd", TORCH_BOX(&sparse));
 }
 
 }  // namespace

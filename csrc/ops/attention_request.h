@@ -12,16 +12,27 @@ namespace atx::ops {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// What both ops have in common; varlen has cu_seqlens and neither mask nor batch dimensions.
+// The tensors of a BlockMask (core/params.h), int32, with its planes as two dimensions, [B or 1, Hq
+// or 1], in front.
+struct BlockTensors {
+  const Tensor &visited, &full, &visited_t, &first_part, &bits;
+  int64_t block_q, block_kv;
+};
+
+inline const OptionalTensor NONE;
+
+// What the ops have in common. Varlen has cu_seqlens and neither mask nor batch dimensions; a block
+// mask comes without other options that change a score, and with one batch dimension.
 struct Arguments {
   const char* op;  // for messages
   const Tensor &q, &k, &v;
-  const OptionalTensor &mask, &alibi_slopes, &sinks, &seed;
+  const OptionalTensor &mask = NONE, &alibi_slopes = NONE, &sinks = NONE, &seed = NONE;
+  const BlockTensors* blocks = nullptr;
   const Tensor *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr;
   int64_t max_seqlen_q = -1, max_seqlen_k = -1;
-  double dropout, scale, softcap;
-  int64_t window_left, window_right;
-  bool bottom_right, enable_gqa;
+  double dropout = 0, scale, softcap = 0;
+  int64_t window_left = -1, window_right = -1;
+  bool bottom_right = false, enable_gqa = true;
 
   bool varlen() const { return cu_seqlens_q != nullptr; }
 };
@@ -42,6 +53,10 @@ struct AttentionRequest {
 
 // Notes every reason why the call cannot run; the request is complete only if there is none.
 AttentionRequest read_attention(const Arguments& a, Reasons& reasons);
+
+// Notes why the block mask does not fit a call of one batch dimension (batch: its size); completes
+// p.
+void read_block_mask(const Arguments& a, int64_t batch, AttentionParams* p, Reasons& reasons);
 
 // For ops that take the forward's results beside its arguments. Their dense form has exactly one
 // batch dimension, of one size in all tensors, and key heads as q's group asks.

@@ -16,6 +16,8 @@
 #define PARTS "Tensor o_a, Tensor lse_a, Tensor o_b, Tensor lse_b"
 #define DENSE "Tensor? attn_mask, "
 #define PACKED "Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+#define BLOCKS "Tensor visited, Tensor full, Tensor visited_t, Tensor first_part, Tensor bits, "
+#define BLOCK_OPTIONS "Tensor? sinks, int block_q, int block_kv, float scale"
 #define PER_HEAD "Tensor? alibi_slopes, Tensor? sinks, Tensor? seed, float dropout, "
 #define LENGTHS "int max_seqlen_q, int max_seqlen_k, "
 #define OPTIONS "float scale, float softcap, int window_left, int window_right, bool bottom_right"
@@ -34,6 +36,13 @@ STABLE_TORCH_LIBRARY(attn_ext, m) {
   m.def("varlen_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
         ", " PACKED PER_HEAD LENGTHS OPTIONS
         ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_alibi, Tensor d_sinks)");
+
+  // One batch dimension of one size; the tensors of a block mask: core/params.h, BlockMask.
+  m.def("block_sparse_attention_fwd(" INPUTS BLOCKS BLOCK_OPTIONS ") -> (" RESULTS ")");
+  m.def("block_sparse_attention_why_not(" INPUTS BLOCKS BLOCK_OPTIONS ") -> str");
+  m.def("block_sparse_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
+        ", " BLOCKS BLOCK_OPTIONS
+        ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_sinks)");
 
   // One batch dimension of one size. entropy, top_index and top_weight as lse; column_sum [B, Hq,
   // Sk], packed [Hq, total_k].

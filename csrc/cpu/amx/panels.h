@@ -57,9 +57,13 @@ class TilePanels {
   void attend(const Task& task, const Score* scores) {
     load_queries(task);
     const int i1 = task.i0 + task.queries;
-    const int begin = align_key(scores->kv_begin(task.i0, i1)), end = scores->kv_end(task.i0, i1);
-    for (int chunk = begin / CHUNK * CHUNK; chunk < end; chunk += CHUNK) {
-      const int c0 = chunk < begin ? begin : chunk, c1 = chunk + CHUNK < end ? chunk + CHUNK : end;
+    // Between the blocks of a mask lie keys that need not be laid out.
+    constexpr int LAID_OUT = Score::SPARSE ? KEY_TILE : CHUNK;
+    const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
+    const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
+    for (int j = next(0), c1; j < end(task.seq.sk); j = next(c1)) {
+      const int c0 = align_key(j);
+      c1 = end(c0 / LAID_OUT * LAID_OUT + LAID_OUT);
       load_chunk(task, c0, c1 - c0);
       for (int row = 0; row < task.rows(); row += PANEL)
         for (int tile = c0 / KEY_TILE * KEY_TILE; tile < c1; tile += KEY_TILE)
@@ -138,13 +142,20 @@ class TilePanels {
   // Of the tile's keys [j0, j1) those that the panel's queries see.
   template <class Score>
   void panel(const Task& task, const Score* scores, int row, int j0, int j1) {
-    const AttentionParams& p = task.p;
     const int rows = row + PANEL < task.rows() ? PANEL : task.rows() - row;
     const int i0 = task.query(row), i1 = task.query(row + rows - 1) + 1;
-    const int begin = align_key(scores->kv_begin(i0, i1)), end = scores->kv_end(i0, i1);
-    const int from = j0 < begin ? begin : j0, keys = (j1 < end ? j1 : end) - from;
-    if (keys <= 0) return;
-
+    for (int j = j0; j < j1;) {
+      const Stretch s = next_stretch(scores, task.group, i0, i1, j, j1);
+      if (s.begin >= s.end) return;
+      const int from = align_key(s.begin);
+      attend_stretch(task, scores, row, rows, i0, i1, from, s.end - from);
+      j = s.end;
+    }
+  }
+  template <class Score>
+  void attend_stretch(const Task& task, const Score* scores, int row, int rows, int i0, int i1,
+                      int from, int keys) {
+    const AttentionParams& p = task.p;
     const int steps = tiles(keys, KEY_STEP), depth = depth_ * TILE_HALVES;
     const T* const k = k_ + int64_t(from - chunk_) * depth_ * TILE_DEPTH;
     const T* const q = q_ + int64_t(row) * depth_ * TILE_DEPTH;
@@ -154,7 +165,7 @@ class TilePanels {
 
     for (int c = 0; c * COLUMN < rows; ++c) {
       float* const s = s_ + c * SCORE_COLUMN;
-      if (!Score::LINEAR || !scores->full(i0, i1, from, from + keys))
+      if (!Score::LINEAR || !full(scores, task.group, i0, i1, from, from + keys))
         apply_score(task, scores, row + c * COLUMN, COLUMN, from, keys, s);
       for (int n = keys * COLUMN; n < steps * KEY_STEP * COLUMN; ++n) s[n] = -INFINITY;
       weigh_column(task, log2_unit<float, Score>(p), row + c * COLUMN, from, steps * KEY_STEP, s);
