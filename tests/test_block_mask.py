@@ -158,11 +158,41 @@ def test_blocks_cut_off_at_the_end():
     assert mask.num_partial == 0
 
 
-def test_patterns():
-    sets, which = torch.rand(2, 3, 5, 100) < 0.5, torch.randint(-1, 5, (2, 3, 70))
-    mask = BlockMask.from_patterns(which, sets, block_size=32)
-    want = sets.gather(2, which.clamp(min=0)[..., None].expand(-1, -1, -1, 100))
-    assert torch.equal(mask.to_dense(), want & (which >= 0)[..., None])
+def lists(blocks):
+    """FlexAttention's count and index tensors of bool blocks, shuffled, the rest out of range."""
+    count = blocks.sum(-1)
+    order = (blocks.float() + torch.rand(blocks.shape) / 2).argsort(-1, descending=True)
+    return count, torch.where(torch.arange(blocks.shape[-1]) < count[..., None], order, 10**6)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_indices(lead):
+    sq, sk = 70, 2200
+    listed, whole = (torch.rand(*lead, 3, 69) < 0.4 for _ in range(2))
+
+    def want(blocks):
+        return blocks.repeat_interleave(32, -2).repeat_interleave(32, -1)[..., :sq, :sk]
+
+    options = {"seqlens": (sq, sk), "block_size": 32}
+    mask = BlockMask.from_indices(*lists(listed), **options)
+    assert mask == BlockMask.from_dense(want(listed), block_size=32)
+
+    def keep(b, h, i, j):
+        return (i + j + h + b) % 3 == 0
+
+    count, index = lists(whole)
+    full = {"full_num_blocks": count.int(), "full_indices": index.int()}
+    mask = BlockMask.from_indices(*lists(listed), **full, keep=keep, **options)
+    b, h, i, j = (torch.arange(n) for n in mask.shape)
+    inside = keep(b[:, None, None, None], h[:, None, None], i[:, None], j)
+    assert torch.equal(mask.to_dense(), (want(whole) | (want(listed) & inside)).expand(mask.shape))
+    mask = BlockMask.from_indices(*lists(listed), **full, **options)
+    assert mask == BlockMask.from_dense(want(listed | whole), block_size=32)
+
+
+def test_indices_of_whole_blocks_need_no_lengths():
+    mask = BlockMask.from_indices(torch.tensor([1, 0]), torch.tensor([[2, 0, 0], [0, 0, 0]]))
+    assert mask.shape == (1, 1, 256, 384) and mask.picture() == "··█\n···"
 
 
 def test_views_of_any_offset_and_stride():
@@ -193,3 +223,13 @@ def test_picture_downsamples():
     assert mask.picture(width=4) == "█··\n··▒\n···"
     assert mask.picture(width=1) == "▒"
     assert BlockMask.from_blocks(blocks[:0], block_size=32).picture() == ""
+
+
+def test_to_moves_every_tensor():
+    mask = BlockMask.from_dense(torch.rand(1, 2, 50, 300) < 0.5)
+    assert mask.to("cpu") is mask
+    moved = mask.to("meta")
+    assert {getattr(moved, n).device.type for n in ("visited", "full", "first_part", "bits")} == {
+        "meta"
+    }
+    assert (moved.shape, moved.block_size) == (mask.shape, mask.block_size)

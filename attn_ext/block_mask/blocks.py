@@ -7,18 +7,22 @@ is there a tensor of Sq x Sk elements.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from attn_ext.block_mask.words import WORD, num_words, pack
+from attn_ext.block_mask.words import num_words, pack
 
 # Indices (b, h, ib, jb) [n] of n blocks -> their words [n, bq, bk / 32].
 WordsOf = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-# Pairs (i, j) evaluated at once: int64 temporaries of 8 MiB stay near the cores, and a call of
-# torch is worth its overhead.
+# Lengths of a block's side: a power of two that whole words fit in.
+SIDES = (32, 64, 128, 256)
+
+# A call of torch has to be worth its overhead, but its temporaries have to stay near the cores:
+# 2 MiB of words, and 8 MiB of int64 where pairs are evaluated one by one.
+WORDS_AT_ONCE = 1 << 19
 PAIRS_AT_ONCE = 1 << 20
 
 
@@ -51,22 +55,31 @@ class Grid:
         bq, bk = self.block_size
         return torch.empty(0, bq, num_words(bk), dtype=torch.int32, device=self.device)
 
-    def existing(self, ib: Tensor, jb: Tensor) -> Tensor:
-        """Words [n, bq, bk / 32] of the pairs of block (ib, jb) that exist: i < Sq and j < Sk."""
+    @cached_property
+    def _existing(self) -> Tensor:
+        """Words [2, 2, bq, bk / 32] of an inner block, and of blocks last in a column, in a row."""
         (_, _, sq, sk), (bq, bk), (nq, nk) = self.shape, self.block_size, self.blocks
         q = torch.arange(bq, device=self.device)
         k = torch.arange(bk, device=self.device)
-        q_kept = torch.stack((q < bq, q < sq - (nq - 1) * bq))  # of inner blocks, of the last
-        k_kept = torch.stack((k < bk, k < sk - (nk - 1) * bk))
-        kinds = pack(q_kept[:, None, :, None] & k_kept[None, :, None, :])
-        return kinds[(ib == nq - 1).long(), (jb == nk - 1).long()]
+        q_exists = torch.stack((q < bq, q < sq - (nq - 1) * bq))
+        k_exists = torch.stack((k < bk, k < sk - (nk - 1) * bk))
+        return pack(q_exists[:, None, :, None] & k_exists[None, :, None, :])
+
+    def existing(self, ib: Tensor, jb: Tensor) -> Tensor:
+        """Words [n, bq, bk / 32] of the pairs of block (ib, jb) that exist: i < Sq and j < Sk."""
+        nq, nk = self.blocks
+        return self._existing[(ib == nq - 1).long(), (jb == nk - 1).long()]
 
     def evaluated(self, keep: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> WordsOf:
         """The words of keep(b, h, i, j), called with index tensors that broadcast to pairs."""
         (_, _, sq, sk), (bq, bk) = self.shape, self.block_size
 
-        def words(b: Tensor, h: Tensor, ib: Tensor, jb: Tensor) -> Tensor:
-            n = len(b)
+        def words(*blocks: Tensor) -> Tensor:
+            at_once = PAIRS_AT_ONCE // (bq * bk)
+            chunks = zip(*(index.split(at_once) for index in blocks), strict=True)
+            return torch.cat([few_words(*chunk) for chunk in chunks])
+
+        def few_words(b: Tensor, h: Tensor, ib: Tensor, jb: Tensor) -> Tensor:
             # pairs that do not exist ask again for the last that does: tables end there
             i = ib[:, None, None] * bq + torch.arange(bq, device=self.device)[:, None]
             j = jb[:, None, None] * bk + torch.arange(bk, device=self.device)
@@ -78,19 +91,7 @@ class Grid:
                     f"BlockMask: expected keep(b, h, i, j) to return a bool tensor; got {got}. "
                     "Write it with comparisons, & and | of its index tensors."
                 )
-            return pack(kept.expand(n, bq, bk))
-
-        return words
-
-    def selected(self, pattern: Tensor, patterns: Tensor) -> WordsOf:
-        """The words of patterns [B', H', P, Sk] bool, chosen by pattern [B', H', Sq]; -1: none."""
-        (_, _, sq, sk), (bq, bk), (nq, nk) = self.shape, self.block_size, self.blocks
-        sets = F.pad(patterns, (0, nk * bk - sk, 0, 1))  # one more, all 0, where -1 finds it
-        sets = pack(sets).unflatten(3, (nk, bk // WORD))
-        pattern = F.pad(pattern, (0, nq * bq - sq)).unflatten(2, (nq, bq))
-
-        def words(b: Tensor, h: Tensor, ib: Tensor, jb: Tensor) -> Tensor:
-            return sets[b[:, None], h[:, None], pattern[b, h, ib], jb[:, None]]
+            return pack(kept.expand(len(b), bq, bk))
 
         return words
 
@@ -104,10 +105,10 @@ class Grid:
             full: bool [B', H', nq, nk], blocks known to keep all their pairs; disjoint.
             words_of: their words; bits of pairs that do not exist are ignored.
         """
-        bq, bk = self.block_size
         visited, full = full.clone(), full.clone()
         parts = [self.no_parts()]
-        for block in unknown.nonzero().split(max(1, PAIRS_AT_ONCE // (bq * bk))):
+        at_once = WORDS_AT_ONCE // (self.block_size[0] * num_words(self.block_size[1]))
+        for block in unknown.nonzero().split(at_once):
             if not len(block):  # an empty tensor splits into one empty chunk
                 continue
             b, h, ib, jb = block.unbind(1)
@@ -124,7 +125,7 @@ class Grid:
 def checked_block_size(op: str, block_size: int | tuple[int, int]) -> tuple[int, int]:
     """Return (bq, bk); raise unless both are powers of two from 32 to 256."""
     pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
-    if len(pair) != 2 or any(s not in (WORD, 64, 128, 256) for s in pair):
+    if len(pair) != 2 or any(s not in SIDES for s in pair):
         raise ValueError(
             f"{op}: expected block_size (queries, keys) of 32, 64, 128 or 256 each; "
             f"got {block_size!r}"
@@ -138,3 +139,22 @@ def checked_shape(op: str, shape: tuple[int, int, int, int]) -> tuple[int, int, 
     if len(ints) != 4 or min(ints) < 0:
         raise ValueError(f"{op}: expected lengths B, H, Sq and Sk of 0 or more; got {ints}")
     return ints
+
+
+def broadcast(one: tuple[int, ...], two: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes that both broadcast to, where they do; torch's own imports sympy first."""
+    return tuple(m if n == 1 else n for n, m in zip(one, two, strict=True))
+
+
+def leading_two(op: str, name: str, last: str, given: Tensor) -> Tensor:
+    """Return a bool tensor of 2 to 4 dimensions as one of 4."""
+    if given.dtype != torch.bool:
+        raise TypeError(
+            f"{op}: expected bool {name}, True = attend; got {given.dtype}. "
+            "Compare: x != 0, or x > -inf of a float mask."
+        )
+    if not 2 <= given.dim() <= 4:
+        raise ValueError(
+            f"{op}: expected {name} [..., {last}] of 2 to 4 dimensions; got {list(given.shape)}"
+        )
+    return given[(None,) * (4 - given.dim())]

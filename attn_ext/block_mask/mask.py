@@ -6,13 +6,25 @@ How they are stored, and everything that is read from them, is in storage.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from attn_ext.block_mask.blocks import Grid, checked_block_size, checked_shape
+from attn_ext.block_mask.blocks import (
+    SIDES,
+    Grid,
+    broadcast,
+    checked_block_size,
+    checked_shape,
+    leading_two,
+)
+from attn_ext.block_mask.lists import flex_blocks, listed_blocks
 from attn_ext.block_mask.storage import StoredBlocks
 from attn_ext.block_mask.words import num_words, pack
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
 
 class BlockMask(StoredBlocks):
@@ -62,14 +74,14 @@ class BlockMask(StoredBlocks):
         """
         op = "BlockMask.from_dense"
         bq, bk = checked_block_size(op, block_size)
-        mask = _leading_two(op, "mask", "Sq, Sk", mask)
+        mask = leading_two(op, "mask", "Sq, Sk", mask)
         grid = Grid(tuple(mask.shape), (bq, bk), mask.device)
         nq, nk = grid.blocks
         words = mask.new_zeros(*mask.shape[:2], nq * bq, nk * num_words(bk), dtype=torch.int32)
         words[:, :, : mask.shape[2], : num_words(mask.shape[3])] = pack(mask)
         words = words.unflatten(3, (nk, num_words(bk))).unflatten(2, (nq, bq))
         every = torch.ones(*mask.shape[:2], nq, nk, dtype=torch.bool, device=mask.device)
-        return cls._decided(
+        return cls.of_words(
             grid, every, torch.zeros_like(every), lambda b, h, ib, jb: words[b, h, ib, :, jb]
         )
 
@@ -98,7 +110,7 @@ class BlockMask(StoredBlocks):
         """
         op = "BlockMask.from_blocks"
         size = checked_block_size(op, block_size)
-        blocks = _leading_two(op, "blocks", "nq, nk", blocks)
+        blocks = leading_two(op, "blocks", "nq, nk", blocks)
         sq, sk = seqlens or (n * s for n, s in zip(blocks.shape[2:], size, strict=True))
         grid = Grid(checked_shape(op, (*blocks.shape[:2], sq, sk)), size, blocks.device)
         if blocks.shape[2:] != grid.blocks:
@@ -106,7 +118,7 @@ class BlockMask(StoredBlocks):
                 f"{op}: expected {list(grid.blocks)} blocks of {size} for lengths {(sq, sk)}; "
                 f"got {list(blocks.shape[2:])}"
             )
-        return cls._of_grids(grid, blocks, blocks, grid.no_parts())
+        return cls.of_grids(grid, blocks, blocks, grid.no_parts())
 
     @classmethod
     def from_callable(
@@ -168,48 +180,95 @@ class BlockMask(StoredBlocks):
                     f"{[*grid.shape[:2], *grid.blocks]}; got {list(given.shape)}"
                 ) from None
         may, whole = known
-        return cls._decided(grid, may & ~whole, whole, grid.evaluated(keep))
+        return cls.of_words(grid, may & ~whole, whole, grid.evaluated(keep))
 
     @classmethod
-    def from_patterns(
+    def from_indices(
         cls,
-        pattern: Tensor,
-        patterns: Tensor,
+        num_blocks: Tensor,
+        indices: Tensor,
         *,
+        full_num_blocks: Tensor | None = None,
+        full_indices: Tensor | None = None,
+        keep: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
+        seqlens: tuple[int, int] | None = None,
         block_size: int | tuple[int, int] = (128, 128),
     ) -> BlockMask:
-        """Return the block mask whose queries keep one of a few sets of keys each.
-
-        Query i of batch b and head h keeps key j where patterns[b, h, pattern[b, h, i], j].
+        """Return the block mask of lists of key blocks, one per block row, as FlexAttention's.
 
         Args:
-            pattern: `[B', H', Sq]`, int64: the set of each query; -1: it keeps nothing.
-            patterns: `[B', H', P, Sk]`, bool: the sets.
+            num_blocks: `[..., nq]`, int: how many of the row's indices count.
+            indices: `[..., nq, most]`, int: key blocks in any order; those past `num_blocks` are
+                ignored. Up to two leading dimensions, H' and B'.
+            full_num_blocks: a second list, of blocks that `keep` does not apply to.
+            full_indices: its indices.
+            keep: as in `from_callable`, applied inside the blocks of the first list; `None`: they
+                are whole too.
+            seqlens: (Sq, Sk); `None`: (nq · bq, most · bk).
             block_size: (bq, bk), or one number for both.
 
         Raises:
-            ValueError: shapes that do not fit, a block size without kernels.
-
-        Note:
-            Words, not pairs: about a thirtieth of the time of `from_callable`. Memory P · Sk bits.
+            ValueError: shapes that do not fit, counts or indices out of range, one of the two full
+                lists without the other, a block size without kernels.
+            TypeError: lists that are not of integers, `keep` that returns no bool tensor.
 
         >>> import torch
-        >>> odd = torch.arange(64) % 2
-        >>> keys = torch.stack((odd == 0, odd == 1))  # even queries keep even keys
-        >>> BlockMask.from_patterns(odd[None, None], keys[None, None], block_size=32).density
-        0.5
+        >>> count, index = torch.tensor([1, 2, 2]), torch.tensor([[0, 9], [0, 1], [2, 0]])
+        >>> print(BlockMask.from_indices(count, index, seqlens=(384, 384)).picture())
+        █··
+        ██·
+        █·█
         """
-        op = "BlockMask.from_patterns"
+        op = "BlockMask.from_indices"
         size = checked_block_size(op, block_size)
-        if pattern.dim() != 3 or patterns.dim() != 4 or pattern.shape[:2] != patterns.shape[:2]:
-            raise ValueError(
-                f"{op}: expected pattern [B, H, Sq] and patterns [B, H, P, Sk]; "
-                f"got {list(pattern.shape)} and {list(patterns.shape)}"
-            )
-        grid = Grid((*pattern.shape, patterns.shape[3]), size, pattern.device)
-        every = torch.ones(*grid.shape[:2], *grid.blocks, dtype=torch.bool, device=pattern.device)
-        words_of = grid.selected(pattern, patterns)
-        return cls._decided(grid, every, torch.zeros_like(every), words_of)
+        if (full_num_blocks is None) != (full_indices is None):
+            raise ValueError(f"{op}: expected full_num_blocks and full_indices, or neither")
+        if seqlens is None:
+            seqlens = (indices.shape[-2] * size[0], indices.shape[-1] * size[1])
+        sq, sk = seqlens
+        blocks = Grid(checked_shape(op, (1, 1, sq, sk)), size, indices.device).blocks
+        listed = listed_blocks(op, num_blocks, indices, blocks)
+        full = torch.zeros_like(listed)
+        if full_num_blocks is not None:
+            full = listed_blocks(op, full_num_blocks, full_indices, blocks)
+        if keep is None:
+            return cls.from_blocks(listed | full, seqlens=(sq, sk), block_size=size)
+        b, h = broadcast(listed.shape[:2], full.shape[:2])
+        return cls.from_callable(
+            keep, b, h, sq, sk,
+            block_size=size, device=indices.device, visited=listed | full, full=full,
+        )  # fmt: skip
+
+    @classmethod
+    def from_flex(
+        cls, mask: FlexBlockMask, *, block_size: int | tuple[int, int] | None = None
+    ) -> BlockMask:
+        """Return the block mask that keeps what one of `torch.nn.attention.flex_attention` keeps.
+
+        Args:
+            mask: any block size and up to two leading dimensions. Its `mask_mod` is evaluated under
+                vmap, as in FlexAttention, in the blocks that are not known to be full.
+            block_size: (bq, bk), or one number for both; `None`: that of the mask where there are
+                kernels for it, else (128, 128).
+
+        Raises:
+            ValueError: a block size without kernels.
+            RuntimeError: a slice of a mask, which has no `mask_mod` (FlexAttention's message).
+
+        >>> from attn_ext import masks
+        >>> from torch.nn.attention.flex_attention import create_block_mask
+        >>> flex = create_block_mask(lambda b, h, i, j: j <= i, None, None, 256, 256, device="cpu")
+        >>> BlockMask.from_flex(flex) == masks.causal(256)
+        True
+        """
+        op = "BlockMask.from_flex"
+        own = mask.BLOCK_SIZE if all(x in SIDES for x in mask.BLOCK_SIZE) else (128, 128)
+        size = checked_block_size(op, own if block_size is None else block_size)
+        lead = mask.kv_indices.shape[:-2]
+        shape = (*(1,) * (2 - len(lead)), *lead, *mask.seq_lengths)
+        grid = Grid(checked_shape(op, shape), size, mask.kv_indices.device)
+        unknown, full, keep = flex_blocks(op, mask, grid)
+        return cls.of_words(grid, unknown, full, grid.evaluated(keep))
 
     def __or__(self, other: BlockMask) -> BlockMask:
         """Pairs that either keeps."""
@@ -219,7 +278,7 @@ class BlockMask(StoredBlocks):
         (v, f), (v2, f2) = self._expanded(grid), other._expanded(grid)
         words, words2 = self._words(), other._words()
         full = f | f2
-        return self._decided(
+        return self.of_words(
             grid, (v | v2) & ~full, full, lambda *block: words(*block) | words2(*block)
         )
 
@@ -231,7 +290,7 @@ class BlockMask(StoredBlocks):
         (v, f), (v2, f2) = self._expanded(grid), other._expanded(grid)
         words, words2 = self._words(), other._words()
         full = f & f2
-        return self._decided(
+        return self.of_words(
             grid, v & v2 & ~full, full, lambda *block: words(*block) & words2(*block)
         )
 
@@ -250,22 +309,8 @@ class BlockMask(StoredBlocks):
                 f"BlockMask: expected one device; got {self.device} and {other.device}. "
                 "Call .to(device)."
             )
-        lead = torch.broadcast_shapes(self.shape[:2], other.shape[:2])
+        lead = broadcast(self.shape[:2], other.shape[:2])
         return Grid((*lead, *self.shape[2:]), self.block_size, self.device)
 
     def _expanded(self, grid: Grid) -> list[Tensor]:
         return [t.expand(*grid.shape[:2], -1, -1) for t in self.blocks()]
-
-
-def _leading_two(op: str, name: str, last: str, given: Tensor) -> Tensor:
-    """Return a bool tensor of 2 to 4 dimensions as one of 4."""
-    if given.dtype != torch.bool:
-        raise TypeError(
-            f"{op}: expected bool {name}, True = attend; got {given.dtype}. "
-            "Compare: x != 0, or x > -inf of a float mask."
-        )
-    if not 2 <= given.dim() <= 4:
-        raise ValueError(
-            f"{op}: expected {name} [..., {last}] of 2 to 4 dimensions; got {list(given.shape)}"
-        )
-    return given[(None,) * (4 - given.dim())]

@@ -72,14 +72,14 @@ class StoredBlocks:
                 )
 
     @classmethod
-    def _decided(
+    def of_words(
         cls: type[Self], grid: Grid, unknown: Tensor, full: Tensor, words_of: WordsOf
     ) -> Self:
         """Look at the unknown blocks, store all."""
-        return cls._of_grids(grid, *grid.decide(unknown, full, words_of))
+        return cls.of_grids(grid, *grid.decide(unknown, full, words_of))
 
     @classmethod
-    def _of_grids(cls: type[Self], grid: Grid, visited: Tensor, full: Tensor, bits: Tensor) -> Self:
+    def of_grids(cls: type[Self], grid: Grid, visited: Tensor, full: Tensor, bits: Tensor) -> Self:
         """Pack bool [B', H', nq, nk] grids and number the partial blocks."""
         visited, full = pack(visited), pack(full)
         parts = count(visited & ~full)
@@ -91,7 +91,7 @@ class StoredBlocks:
         """Where the mask is."""
         return self.visited.device
 
-    @property
+    @cached_property
     def _grid(self) -> Grid:
         return Grid(self.shape, self.block_size, self.device)
 

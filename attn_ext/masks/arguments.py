@@ -1,7 +1,5 @@
 """Checks of arguments that several builders share."""
 
-from attn_ext.block_mask.blocks import checked_block_size
-
 BlockSize = int | tuple[int, int]
 
 
@@ -27,6 +25,3 @@ def at_least(op: str, least: int, **numbers: int) -> None:
     for name, number in numbers.items():
         if not isinstance(number, int) or number < least:
             raise ValueError(f"{op}: expected {name} of {least} or more; got {number!r}")
-
-
-__all__ = ["BlockSize", "at_least", "checked_block_size", "lengths", "sides"]

@@ -3,9 +3,13 @@
 import torch
 
 from attn_ext.block_mask import BlockMask
-from attn_ext.block_mask.blocks import Grid
-from attn_ext.masks.arguments import BlockSize, at_least, checked_block_size, lengths, sides
+from attn_ext.block_mask.blocks import Grid, checked_block_size
+from attn_ext.block_mask.words import num_words, pack
+from attn_ext.masks.arguments import BlockSize, at_least, lengths, sides
 from attn_ext.ops.attention import bottom_right
+
+# 64 blocks of 128 x 128 pairs: 8 MiB of int64 distances.
+DIAGONALS_AT_ONCE = 64
 
 
 def causal(
@@ -122,8 +126,8 @@ def dilated(
             size without kernels.
 
     Note:
-        Blocks inside the window are partial, so the kernel's work is that of the window which
-        reaches as far: dilation widens the view, it saves nothing.
+        Only a dilation beyond the block size leaves blocks out. Below it, blocks inside the window
+        are partial and the kernel's work is that of the window which reaches as far.
 
     Reference:
         Beltagy et al., 2020, arXiv:2004.05150, section 3.1.
@@ -139,24 +143,42 @@ def dilated(
 
 
 def _band(op, seqlen_q, seqlen_k, left, right, dilation, causal_align, block_size, device):
-    """The mask of -left <= (j - i) / dilation <= right; a block holds an interval of distances."""
+    """The mask of -left <= (j - i) / dilation <= right.
+
+    Blocks whose corners lie on one diagonal hold the same distances, so each diagonal is decided,
+    and its bits found, once: O(S) work before the blocks are written down.
+    """
     sq, sk = lengths(op, seqlen_q, seqlen_k)
-    size = checked_block_size(op, block_size)
+    bq, bk = size = checked_block_size(op, block_size)
     device = torch.get_default_device() if device is None else torch.device(device)
-    diagonal = sk - sq if bottom_right(op, causal_align) else 0
-    lo = -left * dilation if left >= 0 else -(sq + sk)  # distances reach sq + abs(diagonal)
+    shift = sk - sq if bottom_right(op, causal_align) else 0
+    lo = -left * dilation if left >= 0 else -(sq + sk)  # no distance is larger
     hi = right * dilation if right >= 0 else sq + sk
     grid = Grid((1, 1, sq, sk), size, device)
-    (q_first, q_last), (k_first, k_last) = grid.rows(), grid.columns()
-    nearest, farthest = k_first - q_last - diagonal, k_last - q_first - diagonal
+    nq, nk = grid.blocks
 
-    def keep(b, h, i, j):
-        distance = j - i - diagonal
-        inside = (distance >= lo) & (distance <= hi)
-        return inside if dilation == 1 else inside & (distance % dilation == 0)
+    step = min(size)
+    first = -max(0, nq - 1) * bq // step
+    corners = torch.arange(first, max(0, nk - 1) * bk // step + 1, device=device) * step - shift
+    nearest, farthest = corners - (bq - 1), corners + (bk - 1)
+    lowest, highest = nearest.clamp(min=lo), farthest.clamp(max=hi)
+    some = highest // dilation * dilation >= lowest  # a multiple in between
+    full = (nearest >= lo) & (farthest <= hi) & (dilation == 1)
+    partial = some & ~full
 
-    return BlockMask.from_callable(
-        keep, 1, 1, sq, sk, block_size=size, device=device,
-        visited=(farthest >= lo) & (nearest <= hi),
-        full=(nearest >= lo) & (farthest <= hi) & (dilation == 1),
+    inside = torch.arange(bk, device=device) - torch.arange(bq, device=device)[:, None]
+    words = [torch.empty(0, bq, num_words(bk), dtype=torch.int32, device=device)]
+    for corner in corners[partial].split(DIAGONALS_AT_ONCE):
+        distance = corner[:, None, None] + inside
+        words.append(pack((distance >= lo) & (distance <= hi) & (distance % dilation == 0)))
+    of_diagonal = torch.cat(words)
+    number = partial.cumsum(0) - 1
+
+    def diagonal(ib, jb):
+        return (jb * bk - ib * bq) // step - first
+
+    at = diagonal(torch.arange(nq, device=device)[:, None], torch.arange(nk, device=device))
+    return BlockMask.of_words(
+        grid, partial[at][None, None], full[at][None, None],
+        lambda b, h, ib, jb: of_diagonal[number[diagonal(ib, jb)]],
     )  # fmt: skip

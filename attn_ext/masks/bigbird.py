@@ -1,15 +1,17 @@
 """BigBird's mask: whole blocks near the diagonal, at both ends, and drawn at random per head.
 
 The draws follow transformers' BigBirdBlockSparseAttention in training, number by number, so that
-one seed gives one mask in both. Out of training transformers draws nothing and counts block 0 again
-instead, once per random block; a mask cannot say that.
+one seed gives one mask in both. Where transformers draws a block that the row keeps anyway, its
+softmax counts that block once more, which no mask can say: block 0 for every draw out of training,
+and at times the last block at 1024 tokens.
 """
 
 import numpy as np
 import torch
 
 from attn_ext.block_mask import BlockMask
-from attn_ext.masks.arguments import at_least, checked_block_size, lengths
+from attn_ext.block_mask.blocks import checked_block_size
+from attn_ext.masks.arguments import at_least, lengths
 
 # Lengths in tokens for which the paper's code had a plan of its own, which draws from the first
 # PAPER_REACH tokens only.
@@ -85,7 +87,7 @@ def bigbird(
         )
     n = -(-seqlen // side)
     first, last = min(n, -(-global_blocks // 2)), max(0, n - global_blocks // 2)
-    at = torch.arange(n)
+    at = torch.arange(n, device="cpu")  # where the draws are
     chosen = (at < first) | (at >= last)
     blocks = (at[:, None] - at).abs() <= window_blocks // 2
     blocks = (blocks | chosen[:, None] | chosen).expand(num_heads, n, n).clone()

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from attn_ext.block_mask import BlockMask
-from attn_ext.masks.arguments import BlockSize, at_least, checked_block_size, lengths
+from attn_ext.block_mask.blocks import checked_block_size
+from attn_ext.block_mask.words import pack
+from attn_ext.masks.arguments import BlockSize, at_least, lengths
 from attn_ext.masks.band import dilated
+from attn_ext.masks.sets import set_of_each_query
 
 Tokens = Sequence[int] | Tensor
 
@@ -106,7 +109,7 @@ def _global_tokens(op, seqlen, tokens, block_size, device) -> BlockMask:
     chosen = _as_bool(op, seqlen, tokens, device)[:, None]
     # two kinds of rows: 0 keeps the global keys, 1 keeps all
     kinds = torch.stack((chosen, torch.ones_like(chosen)), dim=2)
-    return BlockMask.from_patterns(chosen.long(), kinds, block_size=size)
+    return set_of_each_query(chosen.long(), pack(kinds), seqlen, size)
 
 
 def _as_bool(op: str, seqlen: int, tokens: Tokens, device) -> Tensor:
