@@ -13,7 +13,12 @@ Each returns a `BlockMask`; they combine with `&` and `|`:
 
 from attn_ext.masks.band import causal, dilated, window
 from attn_ext.masks.bigbird import bigbird
+from attn_ext.masks.factorized import fixed, strided
+from attn_ext.masks.segments import document, prefix
 from attn_ext.masks.sets import keys, lsh
 from attn_ext.masks.tokens import global_tokens, longformer
 
-__all__ = ["bigbird", "causal", "dilated", "global_tokens", "keys", "longformer", "lsh", "window"]
+__all__ = [
+    "bigbird", "causal", "dilated", "document", "fixed", "global_tokens", "keys", "longformer",
+    "lsh", "prefix", "strided", "window",
+]  # fmt: skip
