@@ -112,6 +112,14 @@ def test_union_and_intersection_broadcast_and_normalize(size, heads):
     assert (a & b) == BlockMask.from_dense(one & two, block_size=(32, 64))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_heads_with_masks_of_their_own(size):
+    parts = [dense(8 + k, b, h, *size) for k, (b, h) in enumerate([(1, 1), (2, 3), (2, 1), (1, 2)])]
+    mask = BlockMask.from_heads([BlockMask.from_dense(x, block_size=(32, 64)) for x in parts])
+    want = torch.cat([x.expand(2, -1, -1, -1) for x in parts], dim=1)
+    assert mask == BlockMask.from_dense(want, block_size=(32, 64))
+
+
 def test_halves_unite_to_full_and_intersect_to_empty():
     half = torch.zeros(1, 1, 100, 100, dtype=torch.bool)
     half[..., ::2] = True

@@ -141,11 +141,6 @@ def checked_shape(op: str, shape: tuple[int, int, int, int]) -> tuple[int, int, 
     return ints
 
 
-def broadcast(one: tuple[int, ...], two: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the sizes that both broadcast to, where they do; torch's own imports sympy first."""
-    return tuple(m if n == 1 else n for n, m in zip(one, two, strict=True))
-
-
 def leading_two(op: str, name: str, last: str, given: Tensor) -> Tensor:
     """Return a bool tensor of 2 to 4 dimensions as one of 4."""
     if given.dtype != torch.bool:

@@ -5,7 +5,7 @@ How they are stored, and everything that is read from them, is in storage.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from attn_ext.block_mask.blocks import (
     SIDES,
     Grid,
-    broadcast,
     checked_block_size,
     checked_shape,
     leading_two,
@@ -233,10 +232,10 @@ class BlockMask(StoredBlocks):
             full = listed_blocks(op, full_num_blocks, full_indices, blocks)
         if keep is None:
             return cls.from_blocks(listed | full, seqlens=(sq, sk), block_size=size)
-        b, h = broadcast(listed.shape[:2], full.shape[:2])
+        visited = listed | full
         return cls.from_callable(
-            keep, b, h, sq, sk,
-            block_size=size, device=indices.device, visited=listed | full, full=full,
+            keep, *visited.shape[:2], sq, sk,
+            block_size=size, device=indices.device, visited=visited, full=full,
         )  # fmt: skip
 
     @classmethod
@@ -270,13 +269,51 @@ class BlockMask(StoredBlocks):
         unknown, full, keep = flex_blocks(op, mask, grid)
         return cls.of_words(grid, unknown, full, grid.evaluated(keep))
 
+    @classmethod
+    def from_heads(cls, masks: Sequence[BlockMask]) -> BlockMask:
+        """Return the block mask whose query heads each have a mask of their own.
+
+        Args:
+            masks: one per head, in order; one with H' > 1 stands for as many heads. B' broadcasts.
+
+        Raises:
+            ValueError: no masks; shapes that do not fit, another block size or device.
+
+        >>> from attn_ext import masks
+        >>> near = masks.window(512, left=128, right=0)
+        >>> far = masks.dilated(512, left=-1, right=0, dilation=128)
+        >>> BlockMask.from_heads([near, near, far]).shape
+        (1, 3, 512, 512)
+        """
+        if not masks:
+            raise ValueError("BlockMask.from_heads: expected at least one mask; got none")
+        batch = masks[0]._head_grid()
+        for mask in masks[1:]:
+            batch = _common_grid("BlockMask.from_heads", batch, mask._head_grid())
+        heads = [mask.shape[1] for mask in masks]
+        grid = Grid((batch.shape[0], sum(heads), *batch.shape[2:]), batch.block_size, batch.device)
+        expanded = [[t.expand(grid.shape[0], -1, -1, -1) for t in m.blocks()] for m in masks]
+        visited, full = (torch.cat(t, dim=1) for t in zip(*expanded, strict=True))
+        words_of = [mask.words_of() for mask in masks]
+
+        def words(b: Tensor, h: Tensor, ib: Tensor, jb: Tensor) -> Tensor:
+            found = grid.no_parts().new_empty(len(b), *grid.no_parts().shape[1:])
+            first = 0
+            for count, of_mask in zip(heads, words_of, strict=True):
+                here = (h >= first) & (h < first + count)
+                found[here] = of_mask(b[here], h[here] - first, ib[here], jb[here])
+                first += count
+            return found
+
+        return cls.of_words(grid, visited & ~full, full, words)
+
     def __or__(self, other: BlockMask) -> BlockMask:
         """Pairs that either keeps."""
         if not isinstance(other, BlockMask):
             return NotImplemented
-        grid = self._common_grid("|", other)
+        grid = _common_grid("BlockMask |", self.grid, other.grid)
         (v, f), (v2, f2) = self._expanded(grid), other._expanded(grid)
-        words, words2 = self._words(), other._words()
+        words, words2 = self.words_of(), other.words_of()
         full = f | f2
         return self.of_words(
             grid, (v | v2) & ~full, full, lambda *block: words(*block) | words2(*block)
@@ -286,31 +323,37 @@ class BlockMask(StoredBlocks):
         """Pairs that both keep."""
         if not isinstance(other, BlockMask):
             return NotImplemented
-        grid = self._common_grid("&", other)
+        grid = _common_grid("BlockMask &", self.grid, other.grid)
         (v, f), (v2, f2) = self._expanded(grid), other._expanded(grid)
-        words, words2 = self._words(), other._words()
+        words, words2 = self.words_of(), other.words_of()
         full = f & f2
         return self.of_words(
             grid, v & v2 & ~full, full, lambda *block: words(*block) & words2(*block)
         )
 
-    def _common_grid(self, op: str, other: BlockMask) -> Grid:
-        both = f"{self!r} {op} {other!r}"
-        if self.shape[2:] != other.shape[2:] or any(
-            1 not in (n, m) and n != m for n, m in zip(self.shape[:2], other.shape[:2], strict=True)
-        ):
-            raise ValueError(f"BlockMask: expected shapes that broadcast in B and H; got {both}")
-        if self.block_size != other.block_size:
-            raise ValueError(
-                f"BlockMask: expected one block_size; got {both}. Build both with the same."
-            )
-        if self.device != other.device:
-            raise ValueError(
-                f"BlockMask: expected one device; got {self.device} and {other.device}. "
-                "Call .to(device)."
-            )
-        lead = broadcast(self.shape[:2], other.shape[:2])
-        return Grid((*lead, *self.shape[2:]), self.block_size, self.device)
-
     def _expanded(self, grid: Grid) -> list[Tensor]:
         return [t.expand(*grid.shape[:2], -1, -1) for t in self.blocks()]
+
+    def _head_grid(self) -> Grid:
+        return Grid((self.shape[0], 1, *self.shape[2:]), self.block_size, self.device)
+
+
+def _common_grid(op: str, one: Grid, two: Grid) -> Grid:
+    """Return the grid that two broadcast to; raise where there is none."""
+    if one.shape[2:] != two.shape[2:] or any(
+        1 not in (n, m) and n != m for n, m in zip(one.shape[:2], two.shape[:2], strict=True)
+    ):
+        raise ValueError(
+            f"{op}: expected shapes that broadcast in B and H; got {one.shape} and {two.shape}"
+        )
+    if one.block_size != two.block_size:
+        raise ValueError(
+            f"{op}: expected one block_size; got {one.block_size} and {two.block_size}. "
+            "Build both masks with the same."
+        )
+    if one.device != two.device:
+        raise ValueError(
+            f"{op}: expected one device; got {one.device} and {two.device}. Call .to(device)."
+        )
+    lead = (m if n == 1 else n for n, m in zip(one.shape[:2], two.shape[:2], strict=True))
+    return Grid((*lead, *one.shape[2:]), one.block_size, one.device)

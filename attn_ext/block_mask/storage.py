@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attn_ext.block_mask.blocks import Grid, WordsOf, checked_block_size, checked_shape
 from attn_ext.block_mask.picture import draw
-from attn_ext.block_mask.words import count, num_words, pack, unpack
+from attn_ext.block_mask.words import WORD, count, num_words, pack, unpack
 
 Self = TypeVar("Self", bound="StoredBlocks")
 
@@ -55,8 +55,8 @@ class StoredBlocks:
         op = "BlockMask"
         checked_block_size(op, self.block_size)
         b, h, *_ = checked_shape(op, self.shape)
-        nq, nk = self._grid.blocks
-        rows, part = [b, h, nq, num_words(nk)], [len(self.bits), *self._grid.no_parts().shape[1:]]
+        nq, nk = self.grid.blocks
+        rows, part = [b, h, nq, num_words(nk)], [len(self.bits), *self.grid.no_parts().shape[1:]]
         for name, shape in (
             ("visited", rows),
             ("full", rows),
@@ -92,12 +92,13 @@ class StoredBlocks:
         return self.visited.device
 
     @cached_property
-    def _grid(self) -> Grid:
+    def grid(self) -> Grid:
+        """The blocks that there are."""
         return Grid(self.shape, self.block_size, self.device)
 
     def blocks(self) -> tuple[Tensor, Tensor]:
         """Return which blocks are visited and which are full, bool `[B', H', nq, nk]` each."""
-        nk = self._grid.blocks[1]
+        nk = self.grid.blocks[1]
         return unpack(self.visited, nk), unpack(self.full, nk)
 
     @cached_property
@@ -123,10 +124,14 @@ class StoredBlocks:
     @cached_property
     def nnz(self) -> int:
         """Number of kept pairs, over B' and H'."""
-        rows, columns = self._grid.rows(), self._grid.columns()
-        pairs = (rows[1] - rows[0] + 1) * (columns[1] - columns[0] + 1)
-        whole = int((self.blocks()[1] * pairs).sum())
-        return whole + int(count(self.bits).sum(dtype=torch.int64))
+        (_, _, _, sk), (_, bk), (_, nk) = self.shape, self.block_size, self.grid.blocks
+        keys = count(self.full).sum(-1) * bk  # that each row's full blocks have, but for the cut
+        if nk:
+            last = self.full[..., -1] >> (nk - 1) % WORD & 1
+            keys -= last * (nk * bk - sk)
+        first_row, last_row = self.grid.rows()
+        whole = keys * (last_row - first_row + 1).squeeze(1)
+        return int(whole.sum()) + int(count(self.bits).sum(dtype=torch.int64))
 
     @property
     def density(self) -> float:
@@ -137,7 +142,7 @@ class StoredBlocks:
     @property
     def block_density(self) -> float:
         """Share of the blocks that is visited: a kernel's work over that of dense attention."""
-        nq, nk = self._grid.blocks
+        nq, nk = self.grid.blocks
         return self.num_blocks / max(1, self.shape[0] * self.shape[1] * nq * nk)
 
     def to(self: Self, device: torch.device | str) -> Self:
@@ -164,7 +169,7 @@ class StoredBlocks:
         visited, full = self.blocks()
         return draw(visited[b, h], full[b, h], width)
 
-    def _words(self) -> WordsOf:
+    def words_of(self) -> WordsOf:
         """Words of any of the blocks, empty and full ones too; b and h may be of a larger mask."""
         visited, full = self.blocks()
         partial = visited & ~full
@@ -172,7 +177,7 @@ class StoredBlocks:
 
         def words(b: Tensor, h: Tensor, ib: Tensor, jb: Tensor) -> Tensor:
             at = (b * (self.shape[0] > 1), h * (self.shape[1] > 1), ib, jb)
-            found = torch.where(full[at][:, None, None], self._grid.existing(ib, jb), 0)
+            found = torch.where(full[at][:, None, None], self.grid.existing(ib, jb), 0)
             found[partial[at]] = self.bits[number[at][partial[at]]]
             return found
 
