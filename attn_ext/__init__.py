@@ -15,6 +15,7 @@ from attn_ext.ops.attention_stats import AttentionStats
 from attn_ext.support import why_not
 from attn_ext.variants import VARIANTS
 from attn_ext.variants.attention import attention
+from attn_ext.variants.block_sparse_attention import block_sparse_attention
 from attn_ext.variants.merge_states import merge_states
 from attn_ext.variants.varlen_attention import varlen_attention
 
@@ -24,6 +25,7 @@ __all__ = [
     "AttentionStats",
     "BlockMask",
     "attention",
+    "block_sparse_attention",
     "masks",
     "merge_states",
     "varlen_attention",

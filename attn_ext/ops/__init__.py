@@ -5,5 +5,6 @@ from attn_ext.ops import (  # noqa: F401  importing them registers with torch
     attention_autograd,
     attention_double_backward,
     attention_fakes,
+    block_sparse_attention,
     merge_states,
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attn_ext.testing.backends import Backend
-from attn_ext.testing.equivalence import bound, for_reference, largest_error, same_nonfinite
+from attn_ext.testing.equivalence import bound, for_reference, largest_error, moved, same_nonfinite
 from attn_ext.variants.record import Case, Variant
 
 
@@ -72,7 +72,7 @@ def check_gradients(
     inputs, lse = case.inputs(dtype, seed), variant.with_lse
     wide, same = (for_reference(inputs, t) for t in (torch.float64, dtype))
     given = cotangents(*variant.reference(**wide, **lse), seed + 1)
-    there = {n: x.to(backend.device) if isinstance(x, Tensor) else x for n, x in inputs.items()}
+    there = moved(inputs, backend)
     with backend.context():
         ours = gradients(variant.fn, there, *given, with_lse=lse)
     exact = gradients(variant.reference, wide, *given, allow_unused=True, with_lse=lse)

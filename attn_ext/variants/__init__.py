@@ -1,8 +1,14 @@
 """Every attention variant: one file each with its maths, reference, function and record."""
 
-from attn_ext.variants import attention, merge_states, varlen_attention
+from attn_ext.variants import attention, block_sparse_attention, merge_states, varlen_attention
 from attn_ext.variants.record import Variant
 
 VARIANTS: dict[str, Variant] = {
-    v.name: v for v in (attention.VARIANT, varlen_attention.VARIANT, merge_states.VARIANT)
+    v.name: v
+    for v in (
+        attention.VARIANT,
+        varlen_attention.VARIANT,
+        block_sparse_attention.VARIANT,
+        merge_states.VARIANT,
+    )
 }

@@ -1,0 +1,117 @@
+"""Attention under a block mask: torch.ops.attn_ext.block_sparse_attention_fwd, typed.
+
+It takes [B, H, S, D]; the tensors of the mask are those of `BlockMask`. With the fakes, gradients
+and transforms of the op.
+"""
+
+import torch
+from torch import Tensor
+
+from attn_ext.block_mask import BlockMask
+from attn_ext.ops import attention_double_backward as double_backward
+from attn_ext.ops.attention import no_tangents
+from attn_ext.ops.attention_fakes import accumulation_dtype
+from attn_ext.ops.differentiable import autograd_of, call, keep_arguments, register
+from attn_ext.ops.leading import flat_heads, flat_rows
+
+OP = "block_sparse_attention"
+
+
+def arguments(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, sinks: Tensor | None, scale: float
+) -> tuple:
+    """The op's arguments."""
+    words = (mask.visited, mask.full, mask.visited_t, mask.first_part, mask.bits)
+    return (q, k, v, *words, sinks, *mask.block_size, scale)
+
+
+def block_sparse_attention_fwd(*arguments) -> tuple[Tensor, Tensor]:
+    """Return o [B, Hq, Sq, Dv] and lse [B, Hq, Sq]; `arguments` makes them."""
+    no_tangents(OP, *(x for x in arguments if isinstance(x, Tensor)))
+    return call(f"{OP}_fwd", *arguments)
+
+
+def _like(x: Tensor, width: int) -> Tensor:
+    """[B, H, S, width], laid out as x where that is a transposed [B, S, H, D] tensor."""
+    b, h, s, _ = x.shape
+    if x.stride(1) >= x.stride(2):
+        return x.new_empty(b, h, s, width)
+    return x.new_empty(b, s, h, width).transpose(1, 2)
+
+
+@torch.library.register_fake(f"attn_ext::{OP}_fwd")
+def _fake_fwd(q, k, v, visited, full, visited_t, first_part, bits, sinks, bq, bkv, scale):
+    return _like(q, v.shape[-1]), q.new_empty(q.shape[:3], dtype=accumulation_dtype(q))
+
+
+@torch.library.register_fake(f"attn_ext::{OP}_bwd")
+def _fake_bwd(
+    d_o, d_lse, q, k, v, o, lse, visited, full, visited_t, first_part, bits, sinks, bq, bkv, scale,
+    wanted,
+):  # fmt: skip
+    results = [_like(x, x.shape[-1]) for x in (q, k, v)]
+    results.append(q.new_empty(q.shape[:2], dtype=accumulation_dtype(q)))
+    return tuple(x if wanted >> n & 1 else q.new_empty(0) for n, x in enumerate(results))
+
+
+_DIFFERENTIABLE = (0, 1, 2, 8)  # q, k, v, sinks
+
+
+def _setup(ctx, inputs, output):
+    *tensors, bq, bkv, scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.options = (bq, bkv, scale)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, d_o, d_lse):
+    *tensors, o, lse = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = sum(1 << n for n, place in enumerate(_DIFFERENTIABLE) if needs[place])
+    if (d_o is None and d_lse is None) or not wanted:
+        return (None,) * len(needs)
+    d_o = torch.zeros_like(o) if d_o is None else d_o
+    batch, heads = o.shape[:1], o.shape[1]
+    grads = call(
+        f"{OP}_bwd",
+        d_o if d_o.shape[-1] == 1 or d_o.stride(-1) == 1 else d_o.contiguous(),
+        None if d_lse is None else flat_rows(d_lse, batch, heads),
+        *(flat_heads(x, batch, x.shape[1]) for x in tensors[:3]),
+        o,
+        flat_rows(lse, batch, heads),
+        *tensors[3:],
+        *ctx.options,
+        wanted,
+    )
+    found: list[Tensor | None] = [None] * len(needs)
+    for place, grad in zip(_DIFFERENTIABLE, grads, strict=True):
+        if needs[place]:
+            given = tensors[place]
+            found[place] = grad.sum_to_size(given.shape).to(given.dtype)
+    return tuple(found)
+
+
+def gradients(
+    d_o, d_lse, q, k, v, o, lse, visited, full, visited_t, first_part, bits, sinks, bq, bkv, scale,
+    wanted,
+):  # fmt: skip
+    """block_sparse_attention_bwd in plain torch, with the mask written out: O(Sq Sk) memory."""
+    shape = (*visited.shape[:2], q.shape[2], k.shape[2])
+    mask = BlockMask(shape, (bq, bkv), visited, full, first_part, bits).to_dense()
+    dense_wanted = wanted & 7 | (wanted & 8) << 2  # there is neither d_mask nor d_alibi
+    d_q, d_k, d_v, _, _, d_sinks = double_backward.gradients(
+        d_o, d_lse, q, k, v, o, lse, mask, None, sinks, None, 0.0, scale, 0.0, -1, -1, False,
+        dense_wanted,
+    )  # fmt: skip
+    return d_q, d_k, d_v, d_sinks
+
+
+def _no_vmap(info, dims, *arguments):
+    raise RuntimeError(
+        f"{OP}: expected no vmap; got a mapped dimension of {info.batch_size}. Put it into the "
+        "batch: a block mask of batch 1 serves every entry."
+    )
+
+
+register(f"{OP}_fwd", setup_context=_setup, backward=_backward, vmap=_no_vmap)
+register(f"{OP}_bwd", setup_context=keep_arguments, backward=autograd_of(gradients), vmap=_no_vmap)

@@ -1,0 +1,293 @@
+"""Softmax attention over the pairs that a block mask keeps, at a cost that follows the mask."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_ext.block_mask import BlockMask
+from attn_ext.ops import block_sparse_attention as ops
+from attn_ext.ops.attention import compiled_reasons, default_scale
+from attn_ext.ops.leading import flat_heads, heads_of
+from attn_ext.variants.cases import AttentionCase
+from attn_ext.variants.record import Cost, Variant
+
+
+def block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: BlockMask,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Return softmax attention over the keys that a block mask keeps for each query.
+
+    .. math::
+        O_i = \sum_{j:\, \mathrm{keep}(i, j)} \mathrm{softmax}_j(s\, q_i \cdot k_j)\, v_j
+
+    Blocks of pairs that keep none are never read, full ones run without a mask, and partial ones
+    carry a bit per pair, so any mask at all can be expressed and costs what it keeps.
+
+    Args:
+        query: `[..., Hq, Sq, D]`; float64 (CPU only), float32, bfloat16 or float16. Any strides
+            with a contiguous last dimension.
+        key: `[..., Hkv, Sk, D]`.
+        value: `[..., Hkv, Sk, Dv]`.
+        block_mask: of shape `[B or 1, Hq or 1, Sq, Sk]`, B the leading dimensions counted as one,
+            on the query's device. From `BlockMask`'s constructors or `attn_ext.masks`.
+        scale: s > 0, `1 / sqrt(D)` by default.
+        enable_gqa: Hq may be a multiple of Hkv; query head h reads key head h // (Hq // Hkv).
+        sinks: `[Hq]` or `[B, Hq]`: logit of a key without a value, which takes weight from the
+            others.
+        return_lse: also return the log-sum-exp.
+
+    Returns:
+        O, `[..., Hq, Sq, Dv]`, and with `return_lse` lse, `[..., Hq, Sq]`: natural logarithm of the
+        denominator, float32 (float64 for float64 inputs). A query that keeps no key has output 0
+        and lse -inf (the sink, if there is one). A nan or inf in a key or value that a query does
+        not keep never reaches that query's output.
+
+    Raises:
+        ValueError: shapes, strides or a mask that do not fit; a scale that is not positive.
+        TypeError: types that do not match or have no kernel.
+        RuntimeError: mixed devices, no CUDA kernels in this build, forward-mode AD, vmap.
+
+    Note:
+        2 · pairs · (D + Dv) floating-point operations per head, where pairs counts those of the
+        visited blocks. Memory beyond inputs and outputs: O(threads · tile). Differentiable in
+        query, key, value and sinks, through O and lse; the backward skips the same blocks, in O(Sq)
+        memory. Bit-equal for any number of threads. The double backward is in plain torch, with
+        O(Sq Sk) memory. On a CPU, query heads of one group share what any of them visits.
+
+    Reference:
+        Child et al., 2019, arXiv:1904.10509 (sparse factorizations); Zaheer et al., 2020,
+        arXiv:2007.14062 (block form); Dong et al., 2024, arXiv:2412.05496 (block masks).
+
+    >>> import torch, attn_ext
+    >>> q, k, v = torch.randn(3, 1, 4, 1000, 64)
+    >>> mask = attn_ext.masks.window(1000, 1000, left=100, right=0)
+    >>> o = attn_ext.block_sparse_attention(q, k, v, mask)
+    >>> expected = attn_ext.attention(q, k, v, window_size=(100, 0))
+    >>> torch.allclose(o, expected, atol=1e-6)
+    True
+    """
+    reasons = _python_reasons(query, key, value, block_mask, enable_gqa)
+    if reasons:
+        raise ValueError(reasons[0])
+    batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
+    scale = default_scale(query) if scale is None else scale
+    o, lse = ops.block_sparse_attention_fwd(
+        *ops.arguments(*_four_dims(batch, query, key, value), block_mask, sinks, scale)
+    )
+    heads = o.shape[1]
+    o = o.reshape(*batch, heads, *o.shape[-2:]) if len(batch) != 1 else o
+    if not return_lse:
+        return o
+    return o, lse.reshape(*batch, heads, lse.shape[-1]) if len(batch) != 1 else lse
+
+
+def _four_dims(batch: torch.Size, *tensors: Tensor) -> list[Tensor]:
+    return [flat_heads(x, batch, heads_of(x)) for x in tensors]
+
+
+def _python_reasons(
+    query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, enable_gqa: bool
+) -> list[str]:
+    """What the compiled checks cannot see."""
+    op = "block_sparse_attention"
+    tensors, reasons = (query, key, value), []
+    shapes = ", ".join(
+        f"{n} {list(x.shape)}" for n, x in zip(("query", "key", "value"), tensors, strict=True)
+    )
+    if not isinstance(block_mask, BlockMask):
+        reasons.append(
+            f"{op}: expected a BlockMask; got {type(block_mask).__name__}. Make one of a boolean "
+            "tensor by attn_ext.BlockMask.from_dense."
+        )
+    if min(x.dim() for x in tensors) < 3:
+        return [*reasons, f"{op}: expected [..., heads, length, head_dim]; got {shapes}"]
+    try:
+        torch.broadcast_shapes(*(x.shape[:-3] for x in tensors))
+    except RuntimeError:
+        reasons.append(f"{op}: expected leading dimensions that broadcast; got {shapes}")
+    if not enable_gqa and query.shape[-3] != key.shape[-3]:
+        reasons.append(
+            f"{op}: query heads must equal key heads; got {shapes}. For grouped queries pass "
+            "enable_gqa=True."
+        )
+    return reasons
+
+
+def why_not(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: BlockMask,
+    scale: float | None,
+    enable_gqa: bool,
+    sinks: Tensor | None,
+    return_lse: bool,
+) -> list[str]:
+    """List every reason why `block_sparse_attention` would raise on these arguments."""
+    reasons = _python_reasons(query, key, value, block_mask, enable_gqa)
+    if reasons:
+        return reasons
+    batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
+    scale = default_scale(query) if scale is None else scale
+    return compiled_reasons(
+        torch.ops.attn_ext.block_sparse_attention_why_not,
+        *ops.arguments(*_four_dims(batch, query, key, value), block_mask, sinks, scale),
+    )
+
+
+def reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: BlockMask,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`block_sparse_attention` in plain torch, O(Sq Sk) memory, in the type of its inputs.
+
+    It reads the words of the mask itself, one pair at a time.
+    """
+    keep = _written_out(block_mask)
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    score = query @ key.transpose(-1, -2) * scale
+    keep = keep.expand(-1 if score.dim() == 4 else 1, *score.shape[-3:]).expand(
+        math.prod(score.shape[:-3]), *score.shape[-3:]
+    )
+    keep = keep.reshape(score.shape)
+    score = score.masked_fill(~keep, -math.inf)
+    empty = ~keep.any(-1)
+    lse = score.masked_fill(empty[..., None], 0).logsumexp(-1) if keep.shape[-1] else score.sum(-1)
+    lse = lse.masked_fill(empty, -math.inf)
+    if sinks is not None:
+        lse = torch.logaddexp(lse, sinks.to(score)[..., None].expand_as(lse))
+    weight = torch.exp(score - lse.masked_fill(lse == -math.inf, 0)[..., None])
+    if bool(torch.isfinite(value).all()):
+        out = weight @ value
+    else:  # 0 · nan is nan, but a masked value must not count
+        out = torch.where(keep[..., None], weight[..., None] * value[..., None, :, :], 0).sum(-2)
+    return (out, lse) if return_lse else out
+
+
+def _written_out(mask: BlockMask) -> Tensor:
+    """The kept pairs, bool `[B', H', Sq, Sk]`."""
+    b, h, sq, sk = mask.shape
+    bq, bk = mask.block_size
+    keep = torch.zeros(b, h, sq, sk, dtype=torch.bool)
+    words = torch.arange(bk)
+    part = 0
+    for plane in range(b * h):
+        for ib in range(math.ceil(sq / bq)):
+            for jb in range(math.ceil(sk / bk)):
+                at = (plane // h, plane % h, ib, jb // 32)
+                if not int(mask.visited[at]) >> jb % 32 & 1:
+                    continue
+                block = torch.ones(bq, bk, dtype=torch.bool)
+                if not int(mask.full[at]) >> jb % 32 & 1:
+                    block = (mask.bits[part][:, words // 32] >> words % 32 & 1).bool()
+                    part += 1
+                i, j = ib * bq, jb * bk
+                keep[plane // h, plane % h, i : i + bq, j : j + bk] = block[: sq - i, : sk - j]
+    return keep
+
+
+@dataclass(frozen=True)
+class BlockCase:
+    """One call: an attention case, and a random mask that keeps a share of blocks and of pairs."""
+
+    call: AttentionCase
+    block_size: tuple[int, int] = (32, 32)
+    planes: tuple[bool, bool] = (False, False)  # whether batch entries and heads have their own
+    visited: float = 0.5
+    full: float = 0.5  # share of the visited
+
+    @property
+    def name(self) -> str:
+        """The call, then what the mask is like."""
+        size = "x".join(map(str, self.block_size))
+        own = "".join(c for c, has in zip("bh", self.planes, strict=True) if has)
+        return f"{self.call.name}-{size}{'-own' if own else ''}{own}-{self.visited}-{self.full}"
+
+    @property
+    def poison(self) -> bool:
+        """Whether there is nan and inf where the mask keeps nobody."""
+        return self.call.poison
+
+    def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
+        """Keyword arguments, standard normal, from a seed."""
+        c = self.call
+        x = c.inputs(dtype, seed)
+        g = torch.Generator().manual_seed(seed + 1)
+        (bq, bk), (own_batch, own_heads) = self.block_size, self.planes
+        nq, nk = math.ceil(c.sq / bq), math.ceil(c.sk / bk)
+        planes = (c.b if own_batch else 1, c.hq if own_heads else 1)
+        blocks = torch.rand(*planes, nq, nk, generator=g) < self.visited
+        full = torch.rand(blocks.shape, generator=g) < self.full
+        rows, cols = torch.arange(c.sq) // bq, torch.arange(c.sk) // bk
+        keep = torch.rand(*planes, c.sq, c.sk, generator=g) < 0.6
+        keep = (keep | full[..., rows[:, None], cols]) & blocks[..., rows[:, None], cols]
+        if c.poison:
+            keep[..., [0, c.sk // 2, c.sk - 1]] = False
+        x["block_mask"] = BlockMask.from_dense(keep, block_size=self.block_size)
+        return x
+
+
+def _cases() -> list[BlockCase]:
+    small = AttentionCase(sq=100, sk=140)
+    long = AttentionCase(b=1, hq=2, hkv=2, sq=70, sk=1100)
+    calls = [replace(small, **c) for c in (
+        {"hkv": 4}, {"hkv": 1}, {"d": 128, "dv": 96}, {"d": 40, "dv": 72}, {"d": 200, "dv": 256},
+        {"layout": "bshd"}, {"layout": "padded"}, {"layout": "expanded"}, {"sinks": True},
+        {"scale": 0.3}, {"poison": True}, {"sq": 1}, {"sq": 3, "hkv": 1}, {"sk": 1}, {"sq": 0},
+        {"sk": 0}, {"b": 0},
+    )]  # fmt: skip
+    return [
+        *(BlockCase(c) for c in calls),
+        *(BlockCase(small, size) for size in ((64, 32), (32, 64), (128, 128), (256, 256))),
+        *(BlockCase(small, planes=p) for p in ((True, False), (False, True), (True, True))),
+        BlockCase(replace(small, hkv=4), planes=(True, True)),
+        BlockCase(replace(small, hkv=1, poison=True), planes=(True, True)),
+        *(BlockCase(small, visited=a, full=b) for a, b in ((0.1, 0.5), (1, 1), (1, 0), (0, 0))),
+        BlockCase(long, visited=0.1),
+        BlockCase(replace(long, sq=1100, sk=70), visited=0.1),
+        BlockCase(AttentionCase(b=1, hq=2, hkv=1, sq=300, sk=300), (128, 64), visited=0.3),
+    ]
+
+
+def cost(inputs: dict[str, Any]) -> Cost:
+    """Multiply-adds of the kept pairs, and every tensor read or written once."""
+    q, k, v, mask = (inputs[n] for n in ("query", "key", "value", "block_mask"))
+    heads = math.prod(q.shape[:-2])
+    pairs = mask.nnz * heads // max(1, mask.shape[0] * mask.shape[1])
+    o_numel = heads * q.shape[-2] * v.shape[-1]
+    moved = (q.numel() + k.numel() + v.numel() + o_numel) * q.element_size()
+    return Cost(flops=2.0 * pairs * (q.shape[-1] + v.shape[-1]), bytes=float(moved))
+
+
+VARIANT = Variant(
+    name="block_sparse_attention",
+    fn=block_sparse_attention,
+    reference=reference,
+    why_not=why_not,
+    cases=_cases(),
+    cost=cost,
+    summary="any mask, by blocks: cost follows what is kept",
+    paper="Child et al. 2019, arXiv:1904.10509",
+    op="block_sparse_attention_fwd",
+)

@@ -1,0 +1,164 @@
+"""`block_sparse_attention` as users meet it: peers, transforms, errors, determinism, memory."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+import attn_ext
+from attn_ext import BlockMask, block_sparse_attention, masks
+from attn_ext.ops import block_sparse_attention as ops
+from attn_ext.testing import Backend
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+
+def qkv(*shape, dtype=torch.float32):
+    return (normal(*shape, dtype=dtype, seed=n) for n in range(3))
+
+
+def random_mask(b, h, sq, sk, share=0.4, **kwargs):
+    g = torch.Generator().manual_seed(7)
+    return BlockMask.from_dense(torch.rand(b, h, sq, sk, generator=g) < share, **kwargs)
+
+
+def test_agrees_with_attention_under_the_same_boolean_mask(backend: Backend):
+    mask = random_mask(2, 1, 150, 210, block_size=64)
+    q, k, v = normal(2, 4, 150, 32), normal(2, 2, 210, 32, seed=1), normal(2, 2, 210, 32, seed=2)
+    with backend.context():
+        o = block_sparse_attention(q, k, v, mask, enable_gqa=True)
+        dense = attn_ext.attention(q, k, v, attn_mask=mask.to_dense(), enable_gqa=True)
+    torch.testing.assert_close(o, dense, atol=2e-6, rtol=2e-6)
+
+
+def test_agrees_with_flex_attention_on_its_own_mask():
+    def keep(b, h, i, j):
+        return (i >= j) & ((i - j < 100) | (j < 10))
+
+    q, k, v = qkv(1, 2, 300, 32)
+    flex = create_block_mask(keep, None, None, 300, 300, device="cpu")
+    o = block_sparse_attention(q, k, v, BlockMask.from_flex(flex))
+    torch.testing.assert_close(o, flex_attention(q, k, v, block_mask=flex), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 1, 2)], ids=str)
+def test_leading_dimensions(lead):
+    q, k, v = qkv(*lead, 2, 40, 8)
+    mask = random_mask(1, 2, 40, 40, block_size=32)
+    o, lse = block_sparse_attention(q, k, v, mask, return_lse=True)
+    dense = attn_ext.attention(q, k, v, attn_mask=mask.to_dense()[0], return_lse=True)
+    torch.testing.assert_close((o, lse), dense, atol=2e-6, rtol=2e-6)
+
+
+def test_gradients_against_finite_differences():
+    mask = random_mask(1, 2, 5, 40, block_size=32)
+    q, k, v = normal(1, 2, 5, 3), normal(1, 1, 40, 3, seed=1), normal(1, 1, 40, 2, seed=2)
+    leaves = [x.double().requires_grad_() for x in (q, k, v, normal(2, seed=3))]
+
+    def fn(q, k, v, sinks):
+        options = {"sinks": sinks, "enable_gqa": True, "return_lse": True}
+        return block_sparse_attention(q, k, v, mask, **options)
+
+    assert gradcheck(fn, leaves)
+    assert gradgradcheck(fn, leaves)
+
+
+def test_opcheck():
+    q, k, v = (x.requires_grad_() for x in qkv(2, 2, 70, 16))
+    arguments = ops.arguments(q, k, v, random_mask(2, 1, 70, 70, block_size=32), None, 0.25)
+    torch.library.opcheck(torch.ops.attn_ext.block_sparse_attention_fwd, arguments)
+
+
+def test_compiles_with_gradients():
+    mask = random_mask(1, 1, 70, 70, block_size=32)
+
+    def loss(q, k, v):
+        return block_sparse_attention(q, k, v, mask).square().sum()
+
+    inputs = [x.requires_grad_() for x in qkv(1, 2, 70, 16)]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    assert all(map(torch.equal, torch.autograd.grad(compiled(*inputs), inputs), expected))
+
+
+def test_autocast_casts_the_inputs():
+    q, k, v = qkv(1, 2, 70, 16)
+    mask = random_mask(1, 1, 70, 70, block_size=32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block_sparse_attention(q, k, v, mask).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bits_do_not_depend_on_threads(dtype, cpu_backends):
+    q = normal(2, 6, 700, 64, dtype=dtype)
+    k, v = (normal(2, 2, 700, 64, dtype=dtype, seed=n) for n in (1, 2))
+    mask = random_mask(1, 6, 22, 22, 0.3)  # blocks of 32 pairs, each kept or not
+    dense = mask.to_dense().repeat_interleave(32, 2).repeat_interleave(32, 3)[..., :700, :700]
+    mask = BlockMask.from_dense(dense, block_size=32)
+    before = torch.get_num_threads()
+    try:
+        for backend in cpu_backends:
+            found = []
+            for threads in (1, 2, 7):
+                torch.set_num_threads(threads)
+                leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+                with backend.context():
+                    o = block_sparse_attention(*leaves, mask, enable_gqa=True)
+                    grads = torch.autograd.grad(o.float().square().sum(), leaves)
+                found.append((o, *grads))
+            for other in found[1:]:
+                assert all(map(torch.equal, found[0], other)), backend.name
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_long_window_takes_memory_of_its_window_only():
+    s = 16384
+    q, k, v = (x.requires_grad_() for x in qkv(1, 1, s, 16))
+    mask = masks.window(s, s, left=256, right=0)
+    words = sum(x.numel() for x in (mask.visited, mask.full, mask.first_part, mask.bits)) * 4
+    assert words < s * 256 * 4 / 8 * 2  # a bit per pair of the window's blocks, S x S bits: 32 MB
+    with torch.profiler.profile(profile_memory=True) as profile:
+        block_sparse_attention(q, k, v, mask).sum().backward()
+    largest = max(abs(e.self_cpu_memory_usage) for e in profile.events())
+    assert largest < 16 * q.numel() * 4  # outputs and gradients; S x S floats: 1 GB
+
+
+def corrupted(mask, **changes):
+    return dataclasses.replace(mask, **changes)
+
+
+MASK = random_mask(1, 1, 70, 70, block_size=32)
+BAD = {
+    "another length": (random_mask(1, 1, 64, 70, block_size=32), "expected an int32 block_mask"),
+    "more heads": (random_mask(1, 3, 70, 70, block_size=32), "expected an int32 block_mask"),
+    "parts out of order": (
+        corrupted(MASK, first_part=MASK.first_part + 1),
+        "numbered in order",
+    ),
+    "missing bits": (corrupted(MASK, bits=MASK.bits[:-1]), "numbered in order"),
+    "no mask": (MASK.to_dense(), "expected a BlockMask; got Tensor"),
+}
+
+
+@pytest.mark.parametrize(("mask", "message"), BAD.values(), ids=BAD.keys())
+def test_errors(mask, message):
+    q, k, v = qkv(1, 2, 70, 16)
+    with pytest.raises(ValueError, match=message) as error:
+        block_sparse_attention(q, k, v, mask)
+    assert str(error.value) in attn_ext.why_not("block_sparse_attention", q, k, v, mask)
+
+
+def test_scale_and_heads_errors():
+    q, k, v = qkv(1, 2, 70, 16)
+    with pytest.raises(ValueError, match="positive scale"):
+        block_sparse_attention(q, k, v, MASK, scale=-1.0)
+    with pytest.raises(ValueError, match="enable_gqa=True"):
+        block_sparse_attention(q, k[:, :1], v[:, :1], MASK)
+    with pytest.raises(ValueError, match="heads, length, head_dim"):
+        block_sparse_attention(q[0, 0], k, v, MASK)
