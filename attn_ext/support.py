@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attn_ext.variants.record import Variant
+if TYPE_CHECKING:  # the variants that build on others import this file
+    from attn_ext.variants.record import Variant
 
 
 def why_not(variant: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[str]:
