@@ -1,6 +1,7 @@
 """Every attention variant: one file each with its maths, reference, function and record."""
 
 from attn_ext.variants import attention, block_sparse_attention, merge_states, varlen_attention
+from attn_ext.variants import attention, local_attention, merge_states, varlen_attention
 from attn_ext.variants.record import Variant
 
 VARIANTS: dict[str, Variant] = {
@@ -10,5 +11,7 @@ VARIANTS: dict[str, Variant] = {
         varlen_attention.VARIANT,
         block_sparse_attention.VARIANT,
         merge_states.VARIANT,
+        merge_states.VARIANT,
+        local_attention.VARIANT,
     )
 }

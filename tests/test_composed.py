@@ -1,0 +1,113 @@
+"""What every variant made of other ops owes: derivatives, compiling, autocast, little memory."""
+
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import attn_ext
+from attn_ext import VARIANTS
+from attn_ext.variants.local_attention import LocalCase
+from attn_ext.variants.record import Case
+
+SMALL = {"b": 1, "hq": 2, "hkv": 1, "d": 3, "dv": 2}
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Cases small enough for finite differences, and a call with S = 16384 in fp32."""
+
+    small: tuple[Case, ...]
+    large: str
+
+
+COMPOSED = {
+    "local_attention": Composed(
+        small=(
+            LocalCase(**SMALL, sq=7, sk=7, window=(1, 1), dilation=2, alibi=True, sinks=True),
+            LocalCase(**SMALL, sq=5, sk=5, window=(2, 0), dilation=2, mask="bias", softcap=2.0),
+        ),
+        large="attn_ext.local_attention(*x(3, 1, 1, 16384, 64), 256, dilation=3)",
+    ),
+}
+
+
+CALLS = [
+    pytest.param(VARIANTS[name], case, id=f"{name}-{case.name}")
+    for name, composed in COMPOSED.items()
+    for case in composed.small
+]
+# float32 whatever the type of the others: one number per head, or positions in time
+PRECISE = ("alibi_slopes", "sinks")
+
+
+@pytest.mark.parametrize(("variant_", "case_"), CALLS)
+def test_gradients_by_finite_differences(variant_, case_):
+    x = case_.inputs(torch.float64) | variant_.with_lse
+    names = [n for n, t in x.items() if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    leaves = [x[n].double().requires_grad_() for n in names]
+
+    def of_leaves(*values):
+        o, lse = variant_.fn(**(x | dict(zip(names, values, strict=True))))
+        return o, lse.masked_fill(lse == -torch.inf, 0)  # finite differences of -inf are nan
+
+    assert gradcheck(of_leaves, leaves)
+    assert gradgradcheck(of_leaves, leaves)
+
+
+@pytest.mark.parametrize(("variant_", "case_"), CALLS)
+def test_compiles_without_a_graph_break(variant_, case_):
+    x = case_.inputs(torch.float32) | variant_.with_lse
+    compiled = torch.compile(variant_.fn, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(**x), variant_.fn(**x), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(("variant_", "case_"), CALLS)
+def test_autocast_is_the_call_in_its_type(variant_, case_):
+    x = case_.inputs(torch.float32)
+    cast = {
+        n: t.bfloat16() if torch.is_tensor(t) and t.is_floating_point() and n not in PRECISE else t
+        for n, t in x.items()
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        o = variant_.fn(**x)
+    assert o.dtype == torch.bfloat16
+    assert torch.equal(o, variant_.fn(**cast))
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_takes_no_square_of_memory(name):
+    # a process of its own, so that the high-water mark is this call's; forward and backward
+    script = f"""
+    import resource, torch, attn_ext
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    torch.set_num_threads(1)
+    small = torch.randn(1, 1, 256, 64, requires_grad=True)
+    attn_ext.attention(small, small, small).sum().backward()
+    leaves = []
+    def x(*shape):
+        t = torch.randn(shape, requires_grad=True)
+        leaves.append(t)
+        return t
+    before = peak()
+    o = {COMPOSED[name].large}
+    torch.autograd.grad(o.sum(), leaves)
+    print(peak() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    # MiB: inputs, output, gradients and temporaries of 4 MiB each; S x S would be 1024
+    assert float(done.stdout) < 100
+
+
+def test_why_not_of_every_case_is_empty():
+    for name in COMPOSED:
+        for case in VARIANTS[name].cases:
+            assert attn_ext.why_not(name, **case.inputs(torch.float32)) == [], case.name
+            VARIANTS[name].cost(case.inputs(torch.float32))
