@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import attn_ext
 from attn_ext import VARIANTS
+from attn_ext.variants.latent_attention import LatentCase
 from attn_ext.variants.local_attention import LocalCase
 from attn_ext.variants.record import Case
 
@@ -32,6 +33,13 @@ COMPOSED = {
             LocalCase(**SMALL, sq=5, sk=5, window=(2, 0), dilation=2, mask="bias", softcap=2.0),
         ),
         large="attn_ext.local_attention(*x(3, 1, 1, 16384, 64), 256, dilation=3)",
+    ),
+    "latent_attention": Composed(
+        small=(
+            LatentCase(**SMALL, sq=3, sk=5, readers=4, shared=True, own_keys=True),
+            LatentCase(**SMALL, sq=2, sk=4, readers=-1, softcap=2.0, mask="bias"),
+        ),
+        large="attn_ext.latent_attention(x(1, 64, 64), *x(3, 1, 1, 16384, 64))",
     ),
 }
 

@@ -1,11 +1,14 @@
 """Attention as modules: they hold parameters and call the functions of `attn_ext`, nothing else."""
 
 from attn_ext.nn.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention
+from attn_ext.nn.latent_attention import LatentAttention, PerceiverAttention
 from attn_ext.nn.local_attention import LocalAttention
 
 __all__ = [
     "GroupedQueryAttention",
+    "LatentAttention",
     "LocalAttention",
     "MultiHeadAttention",
     "MultiQueryAttention",
+    "PerceiverAttention",
 ]

@@ -2,6 +2,13 @@
 
 from attn_ext.variants import attention, block_sparse_attention, merge_states, varlen_attention
 from attn_ext.variants import attention, local_attention, merge_states, varlen_attention
+from attn_ext.variants import (
+    attention,
+    latent_attention,
+    local_attention,
+    merge_states,
+    varlen_attention,
+)
 from attn_ext.variants.record import Variant
 
 VARIANTS: dict[str, Variant] = {
@@ -13,5 +20,6 @@ VARIANTS: dict[str, Variant] = {
         merge_states.VARIANT,
         merge_states.VARIANT,
         local_attention.VARIANT,
+        latent_attention.VARIANT,
     )
 }
