@@ -239,7 +239,7 @@ def reference(
 def cost(inputs: dict[str, Any]) -> Cost:
     """Multiply-adds of the kept pairs, and every tensor read or written once."""
     q, k, v = inputs["query"], inputs["key"], inputs["value"]
-    sq, sk, rows = q.shape[-2], k.shape[-2], q[..., 0, 0].numel()
+    sq, sk, rows = q.shape[-2], k.shape[-2], math.prod(q.shape[:-2])
     keep = keep_mask(
         sq,
         sk,
