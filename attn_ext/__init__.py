@@ -19,6 +19,7 @@ from attn_ext.variants.block_sparse_attention import block_sparse_attention
 from attn_ext.variants.latent_attention import latent_attention
 from attn_ext.variants.local_attention import local_attention
 from attn_ext.variants.merge_states import merge_states
+from attn_ext.variants.persistent_memory_attention import persistent_memory_attention
 from attn_ext.variants.varlen_attention import varlen_attention
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "local_attention",
     "masks",
     "merge_states",
+    "persistent_memory_attention",
     "varlen_attention",
     "why_not",
 ]

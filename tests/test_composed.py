@@ -13,6 +13,7 @@ import attn_ext
 from attn_ext import VARIANTS
 from attn_ext.variants.latent_attention import LatentCase
 from attn_ext.variants.local_attention import LocalCase
+from attn_ext.variants.persistent_memory_attention import MemoryCase
 from attn_ext.variants.record import Case
 
 SMALL = {"b": 1, "hq": 2, "hkv": 1, "d": 3, "dv": 2}
@@ -40,6 +41,14 @@ COMPOSED = {
             LatentCase(**SMALL, sq=2, sk=4, readers=-1, softcap=2.0, mask="bias"),
         ),
         large="attn_ext.latent_attention(x(1, 64, 64), *x(3, 1, 1, 16384, 64))",
+    ),
+    "persistent_memory_attention": Composed(
+        small=(
+            MemoryCase(**SMALL, sq=3, sk=4, memory=2, mask="bias", alibi=True, sinks=True),
+            MemoryCase(**SMALL, sq=3, sk=4, memory=2, causal=True, softcap=2.0, shared=False),
+        ),
+        large="attn_ext.persistent_memory_attention("
+        "*x(3, 1, 1, 16384, 64), *x(2, 1, 64, 64), is_causal=True)",
     ),
 }
 

@@ -3,6 +3,7 @@
 from attn_ext.nn.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention
 from attn_ext.nn.latent_attention import LatentAttention, PerceiverAttention
 from attn_ext.nn.local_attention import LocalAttention
+from attn_ext.nn.persistent_memory_attention import PersistentMemoryAttention
 
 __all__ = [
     "GroupedQueryAttention",
@@ -11,4 +12,5 @@ __all__ = [
     "MultiHeadAttention",
     "MultiQueryAttention",
     "PerceiverAttention",
+    "PersistentMemoryAttention",
 ]

@@ -7,6 +7,7 @@ from attn_ext.variants import (
     latent_attention,
     local_attention,
     merge_states,
+    persistent_memory_attention,
     varlen_attention,
 )
 from attn_ext.variants.record import Variant
@@ -21,5 +22,6 @@ VARIANTS: dict[str, Variant] = {
         merge_states.VARIANT,
         local_attention.VARIANT,
         latent_attention.VARIANT,
+        persistent_memory_attention.VARIANT,
     )
 }
