@@ -20,6 +20,7 @@ from attn_ext.variants.latent_attention import latent_attention
 from attn_ext.variants.local_attention import local_attention
 from attn_ext.variants.merge_states import merge_states
 from attn_ext.variants.persistent_memory_attention import persistent_memory_attention
+from attn_ext.variants.space_time_attention import space_time_attention
 from attn_ext.variants.varlen_attention import varlen_attention
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "masks",
     "merge_states",
     "persistent_memory_attention",
+    "space_time_attention",
     "varlen_attention",
     "why_not",
 ]

@@ -15,6 +15,7 @@ from attn_ext.variants.latent_attention import LatentCase
 from attn_ext.variants.local_attention import LocalCase
 from attn_ext.variants.persistent_memory_attention import MemoryCase
 from attn_ext.variants.record import Case
+from attn_ext.variants.space_time_cases import SpaceTimeCase
 
 SMALL = {"b": 1, "hq": 2, "hkv": 1, "d": 3, "dv": 2}
 
@@ -50,6 +51,16 @@ COMPOSED = {
         large="attn_ext.persistent_memory_attention("
         "*x(3, 1, 1, 16384, 64), *x(2, 1, 64, 64), is_causal=True)",
     ),
+    "space_time_attention": Composed(
+        small=(
+            SpaceTimeCase(**SMALL, t=3, n=2, decay="real"),
+            SpaceTimeCase(**SMALL, t=3, n=2, decay="batch", mask=True, causal=True),
+            SpaceTimeCase("space", **SMALL, t=2, n=3, softcap=2.0),
+        ),
+        # as many frames as tokens: what a bias of T x T would take is seen
+        large="attn_ext.space_time_attention(*x(3, 1, 1, 16384, 1, 64), 'time', "
+        "decay=torch.ones(1), timestamps=torch.rand(16384).cumsum(0))",
+    ),
 }
 
 
@@ -59,7 +70,7 @@ CALLS = [
     for case in composed.small
 ]
 # float32 whatever the type of the others: one number per head, or positions in time
-PRECISE = ("alibi_slopes", "sinks")
+PRECISE = ("alibi_slopes", "sinks", "decay", "timestamps")
 
 
 @pytest.mark.parametrize(("variant_", "case_"), CALLS)

@@ -4,6 +4,7 @@ from attn_ext.nn.attention import GroupedQueryAttention, MultiHeadAttention, Mul
 from attn_ext.nn.latent_attention import LatentAttention, PerceiverAttention
 from attn_ext.nn.local_attention import LocalAttention
 from attn_ext.nn.persistent_memory_attention import PersistentMemoryAttention
+from attn_ext.nn.space_time import SpaceTimeLayer
 
 __all__ = [
     "GroupedQueryAttention",
@@ -13,4 +14,5 @@ __all__ = [
     "MultiQueryAttention",
     "PerceiverAttention",
     "PersistentMemoryAttention",
+    "SpaceTimeLayer",
 ]

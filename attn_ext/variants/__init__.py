@@ -8,6 +8,7 @@ from attn_ext.variants import (
     local_attention,
     merge_states,
     persistent_memory_attention,
+    space_time_attention,
     varlen_attention,
 )
 from attn_ext.variants.record import Variant
@@ -23,5 +24,6 @@ VARIANTS: dict[str, Variant] = {
         local_attention.VARIANT,
         latent_attention.VARIANT,
         persistent_memory_attention.VARIANT,
+        space_time_attention.VARIANT,
     )
 }
