@@ -16,6 +16,7 @@ from attn_ext.support import why_not
 from attn_ext.variants import VARIANTS
 from attn_ext.variants.attention import attention
 from attn_ext.variants.block_sparse_attention import block_sparse_attention
+from attn_ext.variants.attention_pool import attention_pool
 from attn_ext.variants.latent_attention import latent_attention
 from attn_ext.variants.local_attention import local_attention
 from attn_ext.variants.merge_states import merge_states
@@ -30,6 +31,7 @@ __all__ = [
     "BlockMask",
     "attention",
     "block_sparse_attention",
+    "attention_pool",
     "latent_attention",
     "local_attention",
     "masks",

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import attn_ext
 from attn_ext import VARIANTS
+from attn_ext.variants.attention_pool import PoolCase
 from attn_ext.variants.latent_attention import LatentCase
 from attn_ext.variants.local_attention import LocalCase
 from attn_ext.variants.persistent_memory_attention import MemoryCase
@@ -60,6 +61,15 @@ COMPOSED = {
         # as many frames as tokens: what a bias of T x T would take is seen
         large="attn_ext.space_time_attention(*x(3, 1, 1, 16384, 1, 64), 'time', "
         "decay=torch.ones(1), timestamps=torch.rand(16384).cumsum(0))",
+    ),
+    "attention_pool": Composed(
+        small=(
+            PoolCase((3, 0, 2), hq=2, hkv=1, d=3, dv=2),
+            PoolCase((1, 3), hq=2, hkv=2, d=3, dv=2, shared=False, softcap=2.0),
+        ),
+        # as many sequences as words
+        large="attn_ext.attention_pool(x(1, 64), *x(2, 16384, 1, 64), "
+        "torch.arange(16385, dtype=torch.int32))",
     ),
 }
 

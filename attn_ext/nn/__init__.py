@@ -1,13 +1,16 @@
 """Attention as modules: they hold parameters and call the functions of `attn_ext`, nothing else."""
 
 from attn_ext.nn.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention
+from attn_ext.nn.attention_pool import AttentionPool, HierarchicalAttentionPool
 from attn_ext.nn.latent_attention import LatentAttention, PerceiverAttention
 from attn_ext.nn.local_attention import LocalAttention
 from attn_ext.nn.persistent_memory_attention import PersistentMemoryAttention
 from attn_ext.nn.space_time import SpaceTimeLayer
 
 __all__ = [
+    "AttentionPool",
     "GroupedQueryAttention",
+    "HierarchicalAttentionPool",
     "LatentAttention",
     "LocalAttention",
     "MultiHeadAttention",

@@ -4,6 +4,7 @@ from attn_ext.variants import attention, block_sparse_attention, merge_states, v
 from attn_ext.variants import attention, local_attention, merge_states, varlen_attention
 from attn_ext.variants import (
     attention,
+    attention_pool,
     latent_attention,
     local_attention,
     merge_states,
@@ -25,5 +26,6 @@ VARIANTS: dict[str, Variant] = {
         latent_attention.VARIANT,
         persistent_memory_attention.VARIANT,
         space_time_attention.VARIANT,
+        attention_pool.VARIANT,
     )
 }
