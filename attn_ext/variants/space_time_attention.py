@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attn_ext.ops.attention import dropout_seed as seed_of
 from attn_ext.ops.attention_fakes import accumulation_dtype
+from attn_ext.ops.readable import readable
 from attn_ext.support import why_not as reasons_of
 from attn_ext.variants import attention as dense
 from attn_ext.variants.attention import attention
@@ -248,20 +249,10 @@ def _reasons(
     if timestamps.dim() == 0 or timestamps.shape[-1] != t:
         got = list(timestamps.shape)
         reasons.append((ValueError, f"{name}: expected timestamps [..., {t}]; got {got}."))
-    elif _readable(timestamps) and bool((timestamps.diff() < 0).any()):
+    elif readable(timestamps) and bool((timestamps.diff() < 0).any()):
         hint = "Sort the frames."
         reasons.append((ValueError, f"{name}: expected timestamps that never fall. {hint}"))
     return reasons
-
-
-def _readable(x: Tensor) -> bool:
-    """Whether the numbers can be looked at: there are some, and no stream to wait for."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and not torch._C._are_functorch_transforms_active()
-    )
 
 
 def why_not(
