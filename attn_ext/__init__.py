@@ -17,6 +17,7 @@ from attn_ext.variants import VARIANTS
 from attn_ext.variants.attention import attention
 from attn_ext.variants.block_sparse_attention import block_sparse_attention
 from attn_ext.variants.attention_pool import attention_pool
+from attn_ext.variants.global_local_attention import global_local_attention
 from attn_ext.variants.latent_attention import latent_attention
 from attn_ext.variants.local_attention import local_attention
 from attn_ext.variants.merge_states import merge_states
@@ -32,6 +33,7 @@ __all__ = [
     "attention",
     "block_sparse_attention",
     "attention_pool",
+    "global_local_attention",
     "latent_attention",
     "local_attention",
     "masks",

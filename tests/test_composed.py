@@ -12,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import attn_ext
 from attn_ext import VARIANTS
 from attn_ext.variants.attention_pool import PoolCase
+from attn_ext.variants.global_local_cases import GlobalLocalCase
 from attn_ext.variants.latent_attention import LatentCase
 from attn_ext.variants.local_attention import LocalCase
 from attn_ext.variants.persistent_memory_attention import MemoryCase
@@ -70,6 +71,13 @@ COMPOSED = {
         # as many sequences as words
         large="attn_ext.attention_pool(x(1, 64), *x(2, 16384, 1, 64), "
         "torch.arange(16385, dtype=torch.int32))",
+    ),
+    "global_local_attention": Composed(
+        small=(
+            GlobalLocalCase(**SMALL, s=5, window=(1, 1), tokens=2, own=True),
+            GlobalLocalCase(**SMALL, s=5, window=(1, 0), tokens=2, padded=True, mask=True),
+        ),
+        large="attn_ext.global_local_attention(*x(3, 1, 1, 16384, 64), torch.arange(8), 256)",
     ),
 }
 

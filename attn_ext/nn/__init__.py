@@ -2,6 +2,7 @@
 
 from attn_ext.nn.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention
 from attn_ext.nn.attention_pool import AttentionPool, HierarchicalAttentionPool
+from attn_ext.nn.global_local_attention import GlobalLocalAttention
 from attn_ext.nn.latent_attention import LatentAttention, PerceiverAttention
 from attn_ext.nn.local_attention import LocalAttention
 from attn_ext.nn.persistent_memory_attention import PersistentMemoryAttention
@@ -9,6 +10,7 @@ from attn_ext.nn.space_time import SpaceTimeLayer
 
 __all__ = [
     "AttentionPool",
+    "GlobalLocalAttention",
     "GroupedQueryAttention",
     "HierarchicalAttentionPool",
     "LatentAttention",

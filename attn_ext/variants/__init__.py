@@ -5,6 +5,7 @@ from attn_ext.variants import attention, local_attention, merge_states, varlen_a
 from attn_ext.variants import (
     attention,
     attention_pool,
+    global_local_attention,
     latent_attention,
     local_attention,
     merge_states,
@@ -27,5 +28,6 @@ VARIANTS: dict[str, Variant] = {
         persistent_memory_attention.VARIANT,
         space_time_attention.VARIANT,
         attention_pool.VARIANT,
+        global_local_attention.VARIANT,
     )
 }
