@@ -1,8 +1,8 @@
 """Global and local attention: a window around each query, and a few tokens that see everything.
 
-A local query has one softmax over its window and the global tokens: a windowed call, whose mask
-takes the global keys out, merged with a call over the gathered global keys. A global query is a
-row of its own call over every key.
+A local query has one softmax over its window and the global tokens: a windowed call, merged with
+one over the gathered keys of the global tokens, whose mask takes out those in the window. A global
+query is a row of its own call over every key.
 """
 
 import math
@@ -80,8 +80,8 @@ def global_local_attention(
 
     Note:
         2 · S · (left + right + 1 + 2 G) · (D + Dv) operations per head. Beyond inputs and outputs:
-        the rows of the G global tokens, and the output a few times. Determinism, gradients and
-        autocast as in `attention`.
+        the rows of the G global tokens, a boolean mask of S x G, the output a few times.
+        Determinism, gradients and autocast as in `attention`.
 
     Reference:
         Beltagy et al., 2020, arXiv:2004.05150; Ainslie et al., 2020, arXiv:2004.08483.
@@ -109,18 +109,16 @@ def global_local_attention(
     rows = index.clamp(min=0)  # of padding any row, masked
     end = torch.where(there, index, length)  # of padding one row too many, cut off
 
-    is_global = there.new_zeros(*index.shape[:-1], length + 1).scatter(-1, end, True)[..., :length]
-    local = ~is_global if key_mask is None else key_mask & ~is_global
+    mask = None if key_mask is None else key_mask[..., None, None, :]
+    left, right = _both_sides(window_size)
     o, lse = attention(
-        *(query, key, value, local[..., None, None, :]),
-        **options,
-        window_size=_both_sides(window_size),
-        dropout_seed=seed,
+        *(query, key, value, mask), **options, window_size=(left, right), dropout_seed=seed
     )
     if key_mask is not None:
         there = there & key_mask.expand(*index.shape[:-1], length).gather(-1, rows)
+    beyond = there[..., None, :] & _outside(rows, length, left, right)
     seen = attention(
-        *(query, _gather(key, rows), _gather(value, rows), there[..., None, None, :]),
+        *(query, _gather(key, rows), _gather(value, rows), beyond[..., None, :, :]),
         **options,
         dropout_seed=None if seed is None else seed + 1,
     )
@@ -130,7 +128,7 @@ def global_local_attention(
         _gather(query, rows) if global_query is None else global_query,
         key if global_key is None else global_key,
         value if global_value is None else global_value,
-        None if key_mask is None else key_mask[..., None, None, :],
+        mask,
         **options,
         dropout_seed=None if seed is None else seed + 2,
     )
@@ -142,6 +140,14 @@ def global_local_attention(
 
 def _both_sides(window_size: int | tuple[int, int]) -> tuple[int, int]:
     return (window_size, window_size) if isinstance(window_size, int) else window_size
+
+
+def _outside(positions: Tensor, length: int, left: int, right: int) -> Tensor:
+    """Which queries do not have keys at `positions` [..., G] in their windows, [..., S, G]."""
+    i = torch.arange(length, device=positions.device)[:, None]
+    j = positions[..., None, :]
+    never = i < 0
+    return (never if left < 0 else j < i - left) | (never if right < 0 else j > i + right)
 
 
 def _gather(x: Tensor, rows: Tensor) -> Tensor:
