@@ -91,26 +91,83 @@ CALLS = [
 PRECISE = ("alibi_slopes", "sinks", "decay", "timestamps")
 
 
-@pytest.mark.parametrize(("variant_", "case_"), CALLS)
-def test_gradients_by_finite_differences(variant_, case_):
-    x = case_.inputs(torch.float64) | variant_.with_lse
-    names = [n for n, t in x.items() if isinstance(t, torch.Tensor) and t.is_floating_point()]
-    leaves = [x[n].double().requires_grad_() for n in names]
+def of_floats(variant, case, dtype=torch.float64):
+    """The call as a function of its float inputs alone, and those."""
+    x = case.inputs(dtype) | variant.with_lse
+    names = [n for n, t in x.items() if torch.is_tensor(t) and t.is_floating_point()]
 
-    def of_leaves(*values):
-        o, lse = variant_.fn(**(x | dict(zip(names, values, strict=True))))
+    def call(*values):
+        o, lse = variant.fn(**(x | dict(zip(names, values, strict=True))))
         return o, lse.masked_fill(lse == -torch.inf, 0)  # finite differences of -inf are nan
 
-    assert gradcheck(of_leaves, leaves)
-    assert gradgradcheck(of_leaves, leaves)
+    return call, [x[n].to(dtype) for n in names]
 
 
 @pytest.mark.parametrize(("variant_", "case_"), CALLS)
-def test_compiles_without_a_graph_break(variant_, case_):
-    x = case_.inputs(torch.float32) | variant_.with_lse
-    compiled = torch.compile(variant_.fn, fullgraph=True, backend="aot_eager")
-    for got, expected in zip(compiled(**x), variant_.fn(**x), strict=True):
-        assert torch.equal(got, expected)
+def test_gradients_by_finite_differences(variant_, case_):
+    call, values = of_floats(variant_, case_)
+    leaves = [x.requires_grad_() for x in values]
+    assert gradcheck(call, leaves)
+    assert gradgradcheck(call, leaves, fast_mode=True)
+
+
+def loss_of(call):
+    def loss(*values):
+        o, lse = call(*values)
+        return o.sin().sum() + lse.cos().sum()
+
+    return loss
+
+
+@pytest.mark.parametrize(("variant_", "case_"), CALLS)
+def test_gradients_by_torch_func(variant_, case_):
+    call, values = of_floats(variant_, case_)
+    loss, leaves = loss_of(call), [x.clone().requires_grad_() for x in values]
+    found = torch.func.grad(loss, argnums=tuple(range(len(values))))(*values)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*leaves), leaves))
+
+
+@pytest.mark.parametrize(("variant_", "case_"), CALLS)
+def test_mapped_calls_are_calls(variant_, case_):
+    call, values = of_floats(variant_, case_)
+    stacked = [torch.stack((x, 2 * x)) for x in values]
+    found = torch.func.vmap(call)(*stacked)
+    for n, factor in enumerate((1, 2)):
+        expected = call(*(factor * x for x in values))
+        torch.testing.assert_close(tuple(x[n] for x in found), expected)
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_any_number_of_threads_gives_the_same_bits(name):
+    variant, found = VARIANTS[name], []
+    call, values = of_floats(variant, variant.cases[0], torch.float32)
+    leaves = [x.requires_grad_() for x in values]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            o, lse = call(*leaves)
+            found.append((o, lse, *torch.autograd.grad(o.sin().sum() + lse.sum(), leaves)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_compiles_without_a_graph_break_and_trains(name):
+    torch._dynamo.reset()  # every case anew, not as a variation of those of other variants
+    for case in COMPOSED[name].small:  # the second with sizes that vary
+        call, values = of_floats(VARIANTS[name], case, torch.float32)
+        compiled = torch.compile(VARIANTS[name].fn, fullgraph=True, backend="aot_eager")
+        x = case.inputs(torch.float32) | VARIANTS[name].with_lse
+        for got, expected in zip(compiled(**x), VARIANTS[name].fn(**x), strict=True):
+            assert torch.equal(got, expected)
+        leaves = [t.requires_grad_() for t in values]
+        compiled = torch.compile(loss_of(call), fullgraph=True, backend="aot_eager")
+        found, expected = (
+            torch.autograd.grad(f(*leaves), leaves) for f in (compiled, loss_of(call))
+        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("variant_", "case_"), CALLS)
