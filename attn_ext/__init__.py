@@ -23,13 +23,14 @@ from attn_ext.variants.local_attention import local_attention
 from attn_ext.variants.merge_states import merge_states
 from attn_ext.variants.persistent_memory_attention import persistent_memory_attention
 from attn_ext.variants.space_time_attention import space_time_attention
+from attn_ext.variants.shifted_sparse_attention import shifted_sparse_attention
 from attn_ext.variants.varlen_attention import varlen_attention
 
 __version__ = "0.1.0"
 __all__ = [
-    "VARIANTS",
     "AttentionStats",
     "BlockMask",
+    "VARIANTS",
     "attention",
     "block_sparse_attention",
     "attention_pool",
@@ -40,6 +41,7 @@ __all__ = [
     "merge_states",
     "persistent_memory_attention",
     "space_time_attention",
+    "shifted_sparse_attention",
     "varlen_attention",
     "why_not",
 ]

@@ -13,6 +13,7 @@ from attn_ext.variants import (
     space_time_attention,
     varlen_attention,
 )
+from attn_ext.variants import attention, merge_states, shifted_sparse_attention, varlen_attention
 from attn_ext.variants.record import Variant
 
 VARIANTS: dict[str, Variant] = {
@@ -29,5 +30,7 @@ VARIANTS: dict[str, Variant] = {
         space_time_attention.VARIANT,
         attention_pool.VARIANT,
         global_local_attention.VARIANT,
+        merge_states.VARIANT,
+        shifted_sparse_attention.VARIANT,
     )
 }
