@@ -112,7 +112,9 @@ def check(
         error=largest_error(o, exact),
         bound=bound(naive, exact),
         lse_error=largest_error(lse, exact_lse),
-        lse_bound=bound(naive_lse, exact_lse) if naive_lse.dtype == lse_dtype else 1e-5,
+        lse_bound=bound(naive_lse, exact_lse)
+        if naive_lse.dtype == lse_dtype or variant.rounds_between
+        else 1e-5,
     )
     assert math.isfinite(result.error) and result.error <= result.bound, f"o: {result}"
     assert result.lse_error <= result.lse_bound, f"lse: {result}"

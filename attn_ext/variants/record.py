@@ -47,3 +47,5 @@ class Variant:
     targets: tuple[str, ...] = ("cpu", "cuda", "simt")
     # arguments with which function and reference return (o, lse)
     with_lse: dict[str, Any] = field(default_factory=lambda: {"return_lse": True})
+    # between its ops there are tensors in the inputs' type, so a 16-bit lse is no better than that
+    rounds_between: bool = False
