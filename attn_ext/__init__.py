@@ -20,10 +20,12 @@ from attn_ext.variants.attention_pool import attention_pool
 from attn_ext.variants.global_local_attention import global_local_attention
 from attn_ext.variants.latent_attention import latent_attention
 from attn_ext.variants.local_attention import local_attention
+from attn_ext.variants.dual_chunk_attention import dual_chunk_attention
 from attn_ext.variants.merge_states import merge_states
 from attn_ext.variants.persistent_memory_attention import persistent_memory_attention
 from attn_ext.variants.space_time_attention import space_time_attention
 from attn_ext.variants.shifted_sparse_attention import shifted_sparse_attention
+from attn_ext.variants.shifted_window_attention import shifted_window_attention
 from attn_ext.variants.varlen_attention import varlen_attention
 
 __version__ = "0.1.0"
@@ -37,11 +39,13 @@ __all__ = [
     "global_local_attention",
     "latent_attention",
     "local_attention",
+    "dual_chunk_attention",
     "masks",
     "merge_states",
     "persistent_memory_attention",
     "space_time_attention",
     "shifted_sparse_attention",
+    "shifted_window_attention",
     "varlen_attention",
     "why_not",
 ]

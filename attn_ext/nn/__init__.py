@@ -20,4 +20,11 @@ __all__ = [
     "PerceiverAttention",
     "PersistentMemoryAttention",
     "SpaceTimeLayer",
+from attn_ext.nn.shifted_window_attention import ShiftedWindowAttention
+
+__all__ = [
+    "GroupedQueryAttention",
+    "MultiHeadAttention",
+    "MultiQueryAttention",
+    "ShiftedWindowAttention",
 ]

@@ -14,6 +14,14 @@ from attn_ext.variants import (
     varlen_attention,
 )
 from attn_ext.variants import attention, merge_states, shifted_sparse_attention, varlen_attention
+from attn_ext.variants import (
+    attention,
+    dual_chunk_attention,
+    merge_states,
+    shifted_sparse_attention,
+    shifted_window_attention,
+    varlen_attention,
+)
 from attn_ext.variants.record import Variant
 
 VARIANTS: dict[str, Variant] = {
@@ -32,5 +40,7 @@ VARIANTS: dict[str, Variant] = {
         global_local_attention.VARIANT,
         merge_states.VARIANT,
         shifted_sparse_attention.VARIANT,
+        shifted_window_attention.VARIANT,
+        dual_chunk_attention.VARIANT,
     )
 }
