@@ -14,6 +14,7 @@ from attn_ext.block_mask import BlockMask
 from attn_ext.ops.attention_stats import AttentionStats
 from attn_ext.support import why_not
 from attn_ext.variants import VARIANTS
+from attn_ext.variants.adaptive_span_attention import adaptive_span_attention
 from attn_ext.variants.attention import attention
 from attn_ext.variants.block_sparse_attention import block_sparse_attention
 from attn_ext.variants.attention_pool import attention_pool
@@ -24,6 +25,7 @@ from attn_ext.variants.dual_chunk_attention import dual_chunk_attention
 from attn_ext.variants.merge_states import merge_states
 from attn_ext.variants.persistent_memory_attention import persistent_memory_attention
 from attn_ext.variants.space_time_attention import space_time_attention
+from attn_ext.variants.relative_bias_attention import relative_bias_attention
 from attn_ext.variants.shifted_sparse_attention import shifted_sparse_attention
 from attn_ext.variants.shifted_window_attention import shifted_window_attention
 from attn_ext.variants.varlen_attention import varlen_attention
@@ -33,6 +35,7 @@ __all__ = [
     "AttentionStats",
     "BlockMask",
     "VARIANTS",
+    "adaptive_span_attention",
     "attention",
     "block_sparse_attention",
     "attention_pool",
@@ -44,6 +47,7 @@ __all__ = [
     "merge_states",
     "persistent_memory_attention",
     "space_time_attention",
+    "relative_bias_attention",
     "shifted_sparse_attention",
     "shifted_window_attention",
     "varlen_attention",

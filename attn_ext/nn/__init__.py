@@ -1,5 +1,6 @@
 """Attention as modules: they hold parameters and call the functions of `attn_ext`, nothing else."""
 
+from attn_ext.nn.adaptive_span import AdaptiveSpanAttention
 from attn_ext.nn.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention
 from attn_ext.nn.attention_pool import AttentionPool, HierarchicalAttentionPool
 from attn_ext.nn.global_local_attention import GlobalLocalAttention
@@ -20,11 +21,16 @@ __all__ = [
     "PerceiverAttention",
     "PersistentMemoryAttention",
     "SpaceTimeLayer",
+from attn_ext.nn.position import LearnedPosition, RelativePositionBias, SinusoidalPosition
 from attn_ext.nn.shifted_window_attention import ShiftedWindowAttention
 
 __all__ = [
+    "AdaptiveSpanAttention",
     "GroupedQueryAttention",
+    "LearnedPosition",
     "MultiHeadAttention",
     "MultiQueryAttention",
+    "RelativePositionBias",
     "ShiftedWindowAttention",
+    "SinusoidalPosition",
 ]

@@ -15,9 +15,11 @@ from attn_ext.variants import (
 )
 from attn_ext.variants import attention, merge_states, shifted_sparse_attention, varlen_attention
 from attn_ext.variants import (
+    adaptive_span_attention,
     attention,
     dual_chunk_attention,
     merge_states,
+    relative_bias_attention,
     shifted_sparse_attention,
     shifted_window_attention,
     varlen_attention,
@@ -42,5 +44,7 @@ VARIANTS: dict[str, Variant] = {
         shifted_sparse_attention.VARIANT,
         shifted_window_attention.VARIANT,
         dual_chunk_attention.VARIANT,
+        relative_bias_attention.VARIANT,
+        adaptive_span_attention.VARIANT,
     )
 }
