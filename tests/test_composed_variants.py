@@ -44,6 +44,16 @@ SMALL = {
             q, k, v, (2, 3), (1, 1), table, return_lse=True
         ),
     ),
+    "neighborhood": (
+        lambda dtype: images(4, 3, dtype=dtype),
+        lambda q, k, v: attn_ext.neighborhood_attention(q, k, v, (3, 3), return_lse=True),
+    ),
+    "neighborhood, cut": (
+        lambda dtype: images(4, 3, dtype=dtype),
+        lambda q, k, v: attn_ext.neighborhood_attention(
+            q, k, v, (3, 5), border="truncate", return_lse=True
+        ),
+    ),
     "dual_chunk": (
         lambda dtype: (*sequences(8, dtype=dtype), *numbers(2, 4, 2, dtype=dtype).unbind()),
         lambda q, k, v, cos, sin: attn_ext.dual_chunk_attention(
@@ -104,6 +114,8 @@ LARGE = {
     "shifted_sparse": "attn_ext.shifted_sparse_attention(q, k, v, 1024, is_causal=True)",
     "shifted_sparse, wrapped": "attn_ext.shifted_sparse_attention(q, k, v, 1024, wrap=True)",
     "shifted_window": "attn_ext.shifted_window_attention(*image, (8, 8), (4, 4), table)",
+    "neighborhood": "attn_ext.neighborhood_attention(*image, (7, 7))",
+    "neighborhood, cut": "attn_ext.neighborhood_attention(*image, (7, 7), border='truncate')",
     "dual_chunk": "attn_ext.dual_chunk_attention(q, k, v, 1024, 1536)",
     "relative_bias": "attn_ext.relative_bias_attention(q, k, v, bias)",
     "adaptive_span": "attn_ext.adaptive_span_attention(q, k, v, span, 1000)",
