@@ -25,6 +25,7 @@ from attn_ext.variants.dual_chunk_attention import dual_chunk_attention
 from attn_ext.variants.merge_states import merge_states
 from attn_ext.variants.persistent_memory_attention import persistent_memory_attention
 from attn_ext.variants.space_time_attention import space_time_attention
+from attn_ext.variants.neighborhood_attention import neighborhood_attention
 from attn_ext.variants.relative_bias_attention import relative_bias_attention
 from attn_ext.variants.shifted_sparse_attention import shifted_sparse_attention
 from attn_ext.variants.shifted_window_attention import shifted_window_attention
@@ -47,6 +48,7 @@ __all__ = [
     "merge_states",
     "persistent_memory_attention",
     "space_time_attention",
+    "neighborhood_attention",
     "relative_bias_attention",
     "shifted_sparse_attention",
     "shifted_window_attention",
