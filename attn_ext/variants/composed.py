@@ -47,6 +47,6 @@ def cuts(length: int, size: int, shift: int = 0) -> list[tuple[int, int]]:
     ([(3, 4), (1, 2)], [(1, 2), (3, 4)], [(1, 2), (1, 1)], [(0, 4)])
     """
     front = min(shift, length)
-    full, end = divmod(length - front, size)
+    full, end = (length - front) // size, (length - front) % size
     runs = [(1, front)] * (front > 0) + [(full, size)] * (full > 0) + [(1, end)] * (end > 0)
     return runs or [(0, size)]
