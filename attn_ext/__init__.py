@@ -16,42 +16,42 @@ from attn_ext.support import why_not
 from attn_ext.variants import VARIANTS
 from attn_ext.variants.adaptive_span_attention import adaptive_span_attention
 from attn_ext.variants.attention import attention
-from attn_ext.variants.block_sparse_attention import block_sparse_attention
 from attn_ext.variants.attention_pool import attention_pool
+from attn_ext.variants.block_sparse_attention import block_sparse_attention
+from attn_ext.variants.dual_chunk_attention import dual_chunk_attention
 from attn_ext.variants.global_local_attention import global_local_attention
 from attn_ext.variants.latent_attention import latent_attention
 from attn_ext.variants.local_attention import local_attention
-from attn_ext.variants.dual_chunk_attention import dual_chunk_attention
 from attn_ext.variants.merge_states import merge_states
-from attn_ext.variants.persistent_memory_attention import persistent_memory_attention
-from attn_ext.variants.space_time_attention import space_time_attention
 from attn_ext.variants.neighborhood_attention import neighborhood_attention
+from attn_ext.variants.persistent_memory_attention import persistent_memory_attention
 from attn_ext.variants.relative_bias_attention import relative_bias_attention
 from attn_ext.variants.shifted_sparse_attention import shifted_sparse_attention
 from attn_ext.variants.shifted_window_attention import shifted_window_attention
+from attn_ext.variants.space_time_attention import space_time_attention
 from attn_ext.variants.varlen_attention import varlen_attention
 
 __version__ = "0.1.0"
 __all__ = [
+    "VARIANTS",
     "AttentionStats",
     "BlockMask",
-    "VARIANTS",
     "adaptive_span_attention",
     "attention",
-    "block_sparse_attention",
     "attention_pool",
+    "block_sparse_attention",
+    "dual_chunk_attention",
     "global_local_attention",
     "latent_attention",
     "local_attention",
-    "dual_chunk_attention",
     "masks",
     "merge_states",
-    "persistent_memory_attention",
-    "space_time_attention",
     "neighborhood_attention",
+    "persistent_memory_attention",
     "relative_bias_attention",
     "shifted_sparse_attention",
     "shifted_window_attention",
+    "space_time_attention",
     "varlen_attention",
     "why_not",
 ]

@@ -7,30 +7,25 @@ from attn_ext.nn.global_local_attention import GlobalLocalAttention
 from attn_ext.nn.latent_attention import LatentAttention, PerceiverAttention
 from attn_ext.nn.local_attention import LocalAttention
 from attn_ext.nn.persistent_memory_attention import PersistentMemoryAttention
+from attn_ext.nn.position import LearnedPosition, RelativePositionBias, SinusoidalPosition
+from attn_ext.nn.shifted_window_attention import ShiftedWindowAttention
 from attn_ext.nn.space_time import SpaceTimeLayer
 
 __all__ = [
+    "AdaptiveSpanAttention",
     "AttentionPool",
     "GlobalLocalAttention",
     "GroupedQueryAttention",
     "HierarchicalAttentionPool",
     "LatentAttention",
+    "LearnedPosition",
     "LocalAttention",
     "MultiHeadAttention",
     "MultiQueryAttention",
     "PerceiverAttention",
     "PersistentMemoryAttention",
-    "SpaceTimeLayer",
-from attn_ext.nn.position import LearnedPosition, RelativePositionBias, SinusoidalPosition
-from attn_ext.nn.shifted_window_attention import ShiftedWindowAttention
-
-__all__ = [
-    "AdaptiveSpanAttention",
-    "GroupedQueryAttention",
-    "LearnedPosition",
-    "MultiHeadAttention",
-    "MultiQueryAttention",
     "RelativePositionBias",
     "ShiftedWindowAttention",
     "SinusoidalPosition",
+    "SpaceTimeLayer",
 ]

@@ -1,28 +1,21 @@
 """Every attention variant: one file each with its maths, reference, function and record."""
 
-from attn_ext.variants import attention, block_sparse_attention, merge_states, varlen_attention
-from attn_ext.variants import attention, local_attention, merge_states, varlen_attention
 from attn_ext.variants import (
+    adaptive_span_attention,
     attention,
     attention_pool,
+    block_sparse_attention,
+    dual_chunk_attention,
     global_local_attention,
     latent_attention,
     local_attention,
     merge_states,
-    persistent_memory_attention,
-    space_time_attention,
-    varlen_attention,
-)
-from attn_ext.variants import attention, merge_states, shifted_sparse_attention, varlen_attention
-from attn_ext.variants import (
-    adaptive_span_attention,
-    attention,
-    dual_chunk_attention,
-    merge_states,
     neighborhood_attention,
+    persistent_memory_attention,
     relative_bias_attention,
     shifted_sparse_attention,
     shifted_window_attention,
+    space_time_attention,
     varlen_attention,
 )
 from attn_ext.variants.record import Variant
@@ -33,20 +26,18 @@ VARIANTS: dict[str, Variant] = {
         attention.VARIANT,
         varlen_attention.VARIANT,
         block_sparse_attention.VARIANT,
-        merge_states.VARIANT,
-        merge_states.VARIANT,
         local_attention.VARIANT,
-        latent_attention.VARIANT,
-        persistent_memory_attention.VARIANT,
-        space_time_attention.VARIANT,
-        attention_pool.VARIANT,
+        neighborhood_attention.VARIANT,
         global_local_attention.VARIANT,
-        merge_states.VARIANT,
         shifted_sparse_attention.VARIANT,
         shifted_window_attention.VARIANT,
-        neighborhood_attention.VARIANT,
         dual_chunk_attention.VARIANT,
-        relative_bias_attention.VARIANT,
         adaptive_span_attention.VARIANT,
+        relative_bias_attention.VARIANT,
+        persistent_memory_attention.VARIANT,
+        latent_attention.VARIANT,
+        space_time_attention.VARIANT,
+        attention_pool.VARIANT,
+        merge_states.VARIANT,
     )
 }
