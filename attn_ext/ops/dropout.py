@@ -1,8 +1,9 @@
 """Which attention weights dropout keeps, in plain torch: the formula of csrc/core/dropout.h.
 
 The kernels regenerate these factors and never store them. Here they are materialized, for the
-double backward and for tests, from the same definition: word j % 4 of Philox4x32-10 (Salmon et al.,
-2011) at counter {j // 4, i, h, b} under the seed as key belongs to key j.
+double backward and for tests, from the same definition: key 64 m + 8 n + c has the 16-bit half n,
+low ones first, of the words of Philox4x32-10 (Salmon et al., 2011) at counter {8 m + c, i, h, b}
+under the seed as key.
 """
 
 import torch
@@ -40,6 +41,8 @@ def dropout_mask(
 ) -> Tensor:
     """Return what dropout multiplies the weights by, `[b, h, sq, sk]`: 0 or 1 / (1 - p).
 
+    p counts as the nearest multiple of 2^-16, in the share of zeros and in the factor alike.
+
     Args:
         seed: int64 tensor of one element.
         b: batch entries; leading dimensions count as one, row-major. Varlen: sequences.
@@ -61,8 +64,9 @@ def dropout_mask(
     batch = torch.arange(first_batch, first_batch + b, **place)[:, None, None, None]
     head = torch.arange(h, **place)[:, None, None]
     i = torch.arange(sq, **place)[:, None]
-    block = torch.arange((sk + 3) // 4, **place)
-    words = philox((block, i, head, batch), (seed & _WORD, seed >> 32 & _WORD))
-    words = words.flatten(-2)[..., :sk]
-    kept = words >= min(int(p * 2**32), _WORD)
-    return kept.double() * (1 / (1 - p) if p < 1 else 0.0)
+    call = torch.arange((sk + 63) // 64 * 8, **place)
+    words = philox((call, i, head, batch), (seed & _WORD, seed >> 32 & _WORD))
+    halves = torch.stack((words & 0xFFFF, words >> 16), -1).flatten(-2)
+    halves = halves.unflatten(-2, (-1, 8)).mT.flatten(-3)[..., :sk]
+    dropped = int(p * 2**16 + 0.5)
+    return (halves >= dropped).double() * (2**16 / (2**16 - dropped) if dropped < 2**16 else 0.0)

@@ -53,7 +53,8 @@ def attention(
             point, of any type: added to the score; -inf masks out. May be combined with everything
             below.
         dropout_p: share of the weights that become 0, in [0, 1]; the others are divided by 1 -
-            dropout_p. As in torch it applies whether or not a module is training.
+            dropout_p. Both take the multiple of 2^-16 that is nearest. As in torch it applies
+            whether or not a module is training.
         is_causal: query i keeps keys j <= i (aligned by `causal_align`), a window with a right side
             of 0.
         scale: s; `None` means 1/sqrt(D).

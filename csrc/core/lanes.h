@@ -36,9 +36,8 @@ struct OneLane {
     const uint64_t product = uint64_t(a) * m;
     *high = uint32_t(product >> 32), *low = uint32_t(product);
   }
-  ATX_HD static Float keep_or_zero(Word w, uint32_t from, Float kept) {
-    return w >= from ? kept : Float(0);
-  }
+  ATX_HD static Word words(Position x) { return Word(x); }
+  ATX_HD static Position positions(Word w) { return Position(w); }
   ATX_HD static Float tanh(Float x) { return ::tanh(x); }
   ATX_HD static Float distance(int i, int j) { return Float(i < j ? j - i : i - j); }
   // −inf masks even a nan score: what is masked out must not leak.

@@ -96,7 +96,7 @@ ATX_HD int size_of(DType t) {
 }
 
 // A window with everything that changes a score: soft-cap, ALiBi, boolean or additive mask, in that
-// order. Kernels with dropout (dropout.h), which acts on the weights, take this policy too.
+// order.
 template <class A>
 struct General : Window<A> {
   using Full<A>::scale;
@@ -145,8 +145,7 @@ struct General : Window<A> {
 enum class ScoreId { Full, Window, General, Blocks };
 ATX_HD ScoreId score_id(const AttentionParams& p) {
   if (p.blocks.visited) return ScoreId::Blocks;
-  if (p.softcap != 0 || p.alibi_slopes.data || p.mask.data || p.dropout > 0)
-    return ScoreId::General;
+  if (p.softcap != 0 || p.alibi_slopes.data || p.mask.data) return ScoreId::General;
   return p.window_left == NO_WINDOW && p.window_right == NO_WINDOW ? ScoreId::Full
                                                                    : ScoreId::Window;
 }

@@ -72,7 +72,7 @@ class MaskGradient {
       const int first = differences_.first_panel(scores_, 1, i, task.queries);
       const int last = differences_.last_panel(scores_, 1, i, task.queries);
       if (first >= last) continue;
-      differences_.rows.load(p, task);
+      differences_.load_rows(p, task, first, last);
       for (int n = first; n < last; ++n) add_panel<PANEL_VECS>(task, n);
     }
   }

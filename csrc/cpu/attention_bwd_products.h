@@ -82,7 +82,7 @@ class Gradients {
     const int first = differences_.first_panel(scores, task.group, task.i0, task.queries);
     const int last = differences_.last_panel(scores, task.group, task.i0, task.queries);
     if (first >= last) return;
-    rows().load(t.p, task);
+    differences_.load_rows(t.p, task, first, last);
     const bool alibi = t.of_queries && t.p.d_alibi;
     if (alibi) memset(alibi_, 0, sizeof(A) * task.rows() * L::COUNT);
     for (int n = first; n < last; ++n) panel<PANEL_VECS>(t, scores, task, n);

@@ -142,7 +142,14 @@ class Differences {
   void take(Scratch& scratch, const AttentionParams& p, int n_rows) {
     keys.take(scratch, p);
     rows.take(scratch, p, n_rows);
-    factors_ = scratch.take<A>(p.dropout > 0 ? (n_rows + 1) * PANEL : 0);
+    if (p.dropout > 0) kept_.take(scratch, n_rows);
+  }
+
+  // The rows of a tile, which see the panels [first, last) of the block.
+  void load_rows(const AttentionBwdParams& p, const Task& task, int first, int last) {
+    rows.load(p, task);
+    if (p.fwd.dropout > 0)
+      kept_.draw(task, 0, task.rows(), keys.j0, keys.j0 + first * PANEL, keys.j0 + last * PANEL);
   }
 
   // Panels [first, last) hold every key of the block that `queries` queries from i on see.
@@ -184,7 +191,6 @@ class Differences {
     Gemm<A, VECS>::scores(last - first, p.Dv, run_v, rows.d_o + int64_t(first) * p.Dv,
                           keys.v_t + int64_t(panel) * PANEL * p.Dv, dp + first * WIDTH);
     const int j = keys.j0 + panel * PANEL;
-    if (p.dropout > 0) row_factors<A, PANEL>(task, j, first, last, factors_);
     const int i0 = task.query(first), i1 = task.query(last - 1) + 1;
     if (full_without_mask(scores, task.group, i0, i1, j, j + WIDTH))
       each<VECS, true>(task, scores, panel, first, last, s, dp, emit);
@@ -199,6 +205,7 @@ class Differences {
             const A* dp, Emit emit) const {
     const A unit = log2_unit<A, Score>(task.p);
     const bool drop = task.p.dropout > 0;
+    const A kept = drop ? Dropout<A>(task.p, task.b).kept : 1;
     const int j0 = keys.j0 + panel * PANEL, end = keys.j0 + keys.keys;
     const Float none = L::all(0);
     for (int r = first, i = task.query(first), g = first % task.group; r < last; ++r) {
@@ -215,19 +222,16 @@ class Differences {
         const int at = (r * VECS + v) * L::COUNT, j = j0 + v * L::COUNT;
         const int n = IN_WINDOW ? L::COUNT : end - j;
         const Float product = L::load(s + at);
-        Float y = product, weight_gradient = L::load(dp + at), factor = L::all(1);
-        if constexpr (!Score::LINEAR) {
-          y = score.template score<L>(product, i, j, n);
-          if (drop) factor = L::load(factors_ + (r - first) * PANEL + v * L::COUNT);
-          weight_gradient *= factor;
-        }
+        Float y = product, weight_gradient = L::load(dp + at);
+        if constexpr (!Score::LINEAR) y = score.template score<L>(product, i, j, n);
+        if (drop) weight_gradient = kept_.kept(r, j - keys.j0, weight_gradient * kept);
         const Float power = y * unit - log2_sum;
         Float weight = power < LOWEST_POWER ? none : L::exp2(power);
         Float dy = weight * (weight_gradient - delta), dx = dy;
         if constexpr (!Score::LINEAR) {
           dx *= score.template derivative<L>(product);
-          weight *= factor;
         }
+        if (drop) weight = kept_.kept(r, j - keys.j0, weight * kept);
         const auto keep = [&](typename L::Bool kept) {
           weight = L::select(kept, weight, none);
           dy = L::select(kept, dy, none), dx = L::select(kept, dx, none);
@@ -262,7 +266,7 @@ class Differences {
   // on AVX2: 2.6x).
   static constexpr A LOWEST_POWER = 26 - Number<A>::BIAS;
 
-  A* factors_;  // of dropout, [rows, PANEL]
+  KeptBits<A, BWD_BLOCK_KV / DROPOUT_BLOCK> kept_;  // by dropout
 };
 
 }  // namespace atx::ATX_TARGET

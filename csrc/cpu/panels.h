@@ -60,10 +60,9 @@ class Panels {
   }
 
  private:
-  // update_softmax deals keys to its sums by position, dropout to its calls; where a panel starts
-  // must not change a row's share.
+  // update_softmax deals keys to its sums by position; where a panel starts must not change a row's
+  // share.
   static int align_key(int j) { return j / SOFTMAX_CHAINS * SOFTMAX_CHAINS; }
-  static_assert(SOFTMAX_CHAINS % DROPOUT_KEYS == 0);
   static int pad(int rows) { return (rows + L::COUNT - 1) / L::COUNT * L::COUNT; }
 
   // Where the COUNT rows from `row` on live in an array of panels, each [depth, width]: a column
@@ -151,7 +150,7 @@ class Panels {
       apply_score(task, scores, row, WIDTH, from, keys, s_);
     update_softmax(keys, WIDTH, log2_unit<A, Score>(p), odd_count_ > 0, s_, max_ + row, sum_ + row,
                    alpha_);
-    if (!Score::LINEAR && p.dropout > 0) drop_columns(task, row, WIDTH, from, keys, s_);
+    if (p.dropout > 0) drop_columns(task, row, WIDTH, from, keys, s_);
     Gemm<A, VECS>::accumulate(keys, p.Dv, v_ + int64_t(from - j0) * p.Dv, s_, alpha_, o);
     for (int n = 0; n < odd_count_; ++n)
       if (odd_[n] >= from && odd_[n] < from + keys)
@@ -172,7 +171,8 @@ class Panels {
 
   void store_rows(const Task& task) {
     const AttentionParams& p = task.p;
-    for (int r = 0; r < task.rows(); ++r) sum_[r] = finish_row(task, r, max_[r], sum_[r]);
+    const A kept = p.dropout > 0 ? Dropout<A>(p, task.b).kept : 1;
+    for (int r = 0; r < task.rows(); ++r) sum_[r] = kept * finish_row(task, r, max_[r], sum_[r]);
     with_dtype<A>(p.dtype, p.o, [&]<class T>(T* o) {
       for (int row = 0; row < task.rows(); row += L::COUNT) {
         T* rows[L::COUNT];

@@ -30,6 +30,7 @@ class FewRows {
     part_ = scratch.take<A>(MAX * stride_);
     s_ = scratch.take<A>(MAX * BLOCK_KV);
     weights_ = scratch.take<A>(MAX * BLOCK_KV);
+    if (p.dropout > 0) kept_.take(scratch, MAX);
   }
 
   template <class Score>
@@ -39,15 +40,13 @@ class FewRows {
     const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
     const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
     for (int j = next(0), j1; j < end(task.seq.sk); j = next(j1)) {
-      const int j0 = j / DROPOUT_KEYS * DROPOUT_KEYS;
-      j1 = end(j0 / BLOCK_KV * BLOCK_KV + BLOCK_KV);
-      const int keys = j1 - j0;
+      j1 = end(j / BLOCK_KV * BLOCK_KV + BLOCK_KV);
+      const int j0 = j, keys = j1 - j0;
       multiply_keys(task, j0, keys);
       for (int r = 0; r < task.rows(); ++r) {
         softmax(task, scores[r % task.group], r, j0, keys);
-        if (!Score::LINEAR && task.p.dropout > 0)
-          drop_row(task, r, j0, keys, weights_ + r * BLOCK_KV);
       }
+      if (task.p.dropout > 0) drop(task, tile, j0, keys);
       multiply_values(task, j0, keys);
     }
     store_rows(task);
@@ -178,6 +177,15 @@ class FewRows {
       for (int n = 0; n < VECS; ++n) L::store(part + r * stride_ + n * L::COUNT, acc[r][n]);
   }
 
+  void drop(const Task& task, int tile, int j0, int keys) {
+    kept_.draw(task, 0, task.rows(), tile, j0, j0 + keys);
+    for (int r = 0; r < task.rows(); ++r)
+      for (int j = 0; j < keys; j += L::COUNT) {
+        A* const at = weights_ + r * BLOCK_KV + j;
+        L::store(at, kept_.kept(r, j0 + j - tile, L::load(at)));
+      }
+  }
+
   // o = o alpha + part, unless part is not finite: then a masked key may have put an inf or a nan
   // there.
   bool add_part(int rows) {
@@ -205,10 +213,11 @@ class FewRows {
 
   void store_rows(const Task& task) {
     const AttentionParams& p = task.p;
+    const A kept = p.dropout > 0 ? Dropout<A>(p, task.b).kept : 1;
     with_dtype<A>(p.dtype, p.o, [&]<class T>(T* o) {
       for (int r = 0; r < task.rows(); ++r) {
         T* const to = o + task.row_offset(p.o_stride, r);
-        const A factor = finish_row(task, r, max_[r], sum_[r]);
+        const A factor = kept * finish_row(task, r, max_[r], sum_[r]);
         for (int d = 0; d < p.Dv; d += L::COUNT)
           L::store(to + d, L::load(o_ + r * stride_ + d) * factor, p.Dv - d);
       }
@@ -219,6 +228,7 @@ class FewRows {
   A *q_, *o_, *part_;  // [rows, D], [rows, stride], [rows, stride]
   A *s_, *weights_;    // [rows, BLOCK_KV]
   A max_[MAX], sum_[MAX], alpha_[MAX];
+  KeptBits<A, BLOCK_KV / DROPOUT_BLOCK> kept_;  // by dropout
 };
 
 }  // namespace atx::ATX_TARGET

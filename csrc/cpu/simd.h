@@ -22,7 +22,6 @@ struct Number;
 template <>
 struct Number<float> {
   using Integer = int32_t;
-  using Word = uint32_t;
   static constexpr int FRACTION_BITS = 23, BIAS = 127;
   // (2^f - 1) / f on [-1/2, 1/2], minimax: 1 + f Q(f) has a relative error of 9.1e-8.
   static constexpr float EXP2[] = {0x1.62e430p-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f, 0x1.3cea88p-7f,
@@ -31,7 +30,6 @@ struct Number<float> {
 template <>
 struct Number<double> {
   using Integer = int64_t;
-  using Word = uint64_t;
   static constexpr int FRACTION_BITS = 52, BIAS = 1023;
   // The Taylor series, ln(2)^k / k!: the first term left out is below 2e-17.
   static constexpr double EXP2[] = {
@@ -46,8 +44,6 @@ struct Lanes {
   static constexpr int COUNT = ATX_VEC_BYTES / int(sizeof(A));
   typedef A Float __attribute__((vector_size(ATX_VEC_BYTES)));
   typedef typename Number<A>::Integer Integer __attribute__((vector_size(ATX_VEC_BYTES)));
-  // 32 random bits per lane (core/dropout.h), in the low half where a lane is wider.
-  typedef typename Number<A>::Word Word __attribute__((vector_size(ATX_VEC_BYTES)));
   typedef uint16_t Narrow
       __attribute__((vector_size(ATX_VEC_BYTES / 2)));  // the bits of COUNT 16-bit floats
   using Position = Integer;
@@ -55,6 +51,15 @@ struct Lanes {
     Integer lanes;  // all bits set where true
     friend ATX_HD Bool operator&(Bool a, Bool b) { return {a.lanes & b.lanes}; }
     friend ATX_HD Bool operator~(Bool a) { return {~a.lanes}; }
+  };
+
+  // 32 random bits per lane (core/dropout.h), with any bits above them in a lane of 64: the factors
+  // and products of multiply_words need no packing. Lanes of float are dealt to two vectors.
+  typedef uint64_t Wide __attribute__((vector_size(ATX_VEC_BYTES)));
+  struct Word {
+    Wide even, odd;
+    friend ATX_HD Word operator^(Word a, Word b) { return {a.even ^ b.even, a.odd ^ b.odd}; }
+    friend ATX_HD Word operator^(Word a, uint32_t b) { return {a.even ^ b, a.odd ^ b}; }
   };
 
   static ATX_HD Float load(const A* p) {
@@ -137,6 +142,37 @@ struct Lanes {
   static ATX_HD Float select(Bool where, Float x, Float otherwise) {
     return where.lanes ? x : otherwise;
   }
+  // A bit per lane, lane 0 the lowest, set where a > b.
+  static ATX_HD uint32_t greater_bits(Position a, int b) {
+#if ATX_VEC_BYTES == 64
+    if constexpr (sizeof(A) == 4)
+      return _mm512_cmpgt_epi32_mask((__m512i)a, _mm512_set1_epi32(b));
+    else
+      return _mm512_cmpgt_epi64_mask((__m512i)a, _mm512_set1_epi64(b));
+#elif ATX_VEC_BYTES == 32
+    if constexpr (sizeof(A) == 4)
+      return uint32_t(_mm256_movemask_ps((__m256)(a > b)));
+    else
+      return uint32_t(_mm256_movemask_pd((__m256d)(a > b)));
+#else
+    uint32_t bits = 0;
+    for (int l = 0; l < COUNT; ++l) bits |= uint32_t(a[l] > b) << l;
+    return bits;
+#endif
+  }
+  // x where the lane's bit is set, else 0.
+  static ATX_HD Float where_set(uint32_t bits, Float x) {
+#if ATX_VEC_BYTES == 64
+    if constexpr (sizeof(A) == 4)
+      return (Float)_mm512_maskz_mov_ps(__mmask16(bits), (__m512)x);
+    else
+      return (Float)_mm512_maskz_mov_pd(__mmask8(bits), (__m512d)x);
+#else
+    Integer of_lane;
+    for (int l = 0; l < COUNT; ++l) of_lane[l] = 1 << l;
+    return (Float)((Integer)x & ((of_lane & bits) == of_lane));
+#endif
+  }
   // a > b ? a : b, so b where either is nan. g++ 12 finds the instruction for some of these
   // comparisons and spends four on others (exp2's clamp: causal D 64 on AVX2 1.02x).
   static ATX_HD Float larger(Float a, Float b) {
@@ -187,18 +223,15 @@ struct Lanes {
   }
 
   static ATX_HD void multiply_words(Word a, uint32_t m, Word* high, Word* low) {
-    constexpr uint64_t LOW = 0xffffffff;
-    typedef uint64_t Wide __attribute__((vector_size(ATX_VEC_BYTES)));
-    const Wide even = multiply_low_halves((Wide)a, m);
-    if constexpr (sizeof(A) == 8) {
-      *high = even >> 32, *low = even & LOW;
-    } else {
-      const Wide odd = multiply_low_halves((Wide)a >> 32, m);
-      *high = (Word)(even >> 32 | (odd & ~LOW)), *low = (Word)((even & LOW) | odd << 32);
-    }
+    *low = {multiply_low_halves(a.even, m), multiply_low_halves(a.odd, m)};
+    *high = {low->even >> 32, low->odd >> 32};
   }
-  static ATX_HD Float keep_or_zero(Word w, uint32_t from, A kept) {
-    return w >= from ? all(kept) : all(0);
+  static ATX_HD Word words(Position x) { return {(Wide)x, (Wide)x >> 32}; }
+  static ATX_HD Position positions(Word w) {
+    if constexpr (sizeof(A) == sizeof(uint64_t)) return (Integer)w.even & 0xffffffff;
+    Integer dealt;
+    for (int l = 0; l < COUNT; ++l) dealt[l] = l / 2 * 2 + l % 2 * COUNT;
+    return __builtin_shuffle((Integer)w.even, (Integer)w.odd, dealt);
   }
 
   static ATX_HD Position positions(int j) {
@@ -207,6 +240,7 @@ struct Lanes {
     return lane + j;
   }
   static ATX_HD Bool less(Position a, int b) { return {a < b}; }
+  static ATX_HD Bool greater(Position a, int b) { return {a > b}; }
   // Lane l is bit l.
   static ATX_HD Bool bits(uint32_t word) {
     Integer bit;
@@ -268,7 +302,6 @@ struct Lanes {
     for (int k = TERMS - 2; k >= 0; --k) series = series * fraction + Number<A>::EXP2[k];
     return {(Float)((Integer)shifted << Number<A>::FRACTION_BITS), fraction, series};
   }
-  template <class Wide>
   static ATX_HD Wide multiply_low_halves(Wide a, uint32_t m) {
 #if ATX_VEC_BYTES == 64
     return (Wide)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi32(int(m)));

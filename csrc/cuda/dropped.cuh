@@ -13,7 +13,7 @@ struct Pair {
 
 // What the weights that dropout keeps are multiplied by.
 __device__ __forceinline__ float kept_factor(const AttentionParams& p) {
-  return p.dropout > 0 && p.dropout < 1 ? float(1 / (1 - p.dropout)) : 1.f;
+  return p.dropout > 0 ? Dropout<float>(p, 0).kept : 1.f;
 }
 
 // One bit for each pair of a lane's grid of ROWS x COLS, set where dropout keeps its weight.
@@ -22,16 +22,21 @@ template <int ROWS, int COLS, class Place>
 __device__ __forceinline__ uint32_t kept_pairs(const AttentionParams& p, int b, int h,
                                                Place place) {
   static_assert(ROWS * COLS <= 32);
+  using L = OneLane<float>;
   const Dropout<float> dropout(p, b);
   uint32_t kept = 0;
 #pragma unroll 1
   for (int at = 0; at < ROWS * COLS; ++at) {
     const auto [i, j] = place(at / COLS, at % COLS);
-    float factor[4];
-    dropout.factors<OneLane<float>>(uint32_t(j) / 4, uint32_t(i), uint32_t(h), factor);
+    const int call = j / DROPOUT_BLOCK * DROPOUT_CALLS + j % DROPOUT_CALLS;
+    const int half = j % DROPOUT_BLOCK / DROPOUT_CALLS;
+    int words[4];
+    dropout.draw<L>(call, i, h, words);
     // Selected, not indexed: an array indexed at run time lies in memory.
-    const float even = j % 4 < 2 ? factor[0] : factor[2], odd = j % 4 < 2 ? factor[1] : factor[3];
-    kept |= uint32_t((j % 2 ? odd : even) != 0.f) << at;
+    const int low = half < 2 ? words[0] : words[1], high = half < 6 ? words[2] : words[3];
+    const int word = half < 4 ? low : high;
+    const bool keeps = random_half<L>(word, half) > dropout.last_dropped;
+    kept |= uint32_t(keeps) << at;
   }
   return kept;
 }

@@ -30,6 +30,11 @@ Status launch_attention_stats(const AttentionStatsParams&, const Exec&);
 
 namespace {
 
+// Of forward and backward. Dropout costs registers: only General's kernels have it.
+ScoreId kernel_id(const AttentionParams& p) {
+  return p.dropout > 0 ? ScoreId::General : score_id(p);
+}
+
 template <class Score>
 Status attention_fwd_with(const AttentionParams& p, const Exec& exec) {
   switch (p.dtype) {
@@ -45,7 +50,7 @@ Status attention_fwd_with(const AttentionParams& p, const Exec& exec) {
 }
 
 Status attention_fwd(const AttentionParams& p, const Exec& exec) {
-  switch (score_id(p)) {
+  switch (kernel_id(p)) {
     case ScoreId::Full:
       return attention_fwd_with<Full<float>>(p, exec);
     case ScoreId::Window:
@@ -59,7 +64,7 @@ Status attention_fwd(const AttentionParams& p, const Exec& exec) {
 
 template <class T>
 Status attention_bwd_passes(const AttentionBwdParams& p, const Exec& exec) {
-  switch (score_id(p.fwd)) {
+  switch (kernel_id(p.fwd)) {
     case ScoreId::Full:
       return launch_attention_bwd<T, Full<float>>(p, exec);
     case ScoreId::Window:
