@@ -48,6 +48,10 @@ ATX_HD float from_float<float>(float x) {
   return x;
 }
 template <>
+ATX_HD double from_float<double>(float x) {
+  return x;
+}
+template <>
 ATX_HD bf16 from_float<bf16>(float x) {
   const uint32_t u = bit_cast<uint32_t>(x);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {uint16_t((u >> 16) | 0x40u)};  // keep nan a nan

@@ -6,6 +6,7 @@
 // that the bits do not depend on the choice.
 #include "csrc/cpu/attention_bwd.h"
 
+#include "csrc/cpu/attention_bwd_cells.h"
 #include "csrc/cpu/attention_bwd_mask.h"
 #include "csrc/cpu/attention_bwd_products.h"
 #include "csrc/cpu/attention_bwd_rows.h"
@@ -31,21 +32,30 @@ void for_tasks(const Exec& exec, int64_t n, const F& f) {
       &f);
 }
 
-// How the scores of each (batch, key head) are cut into tasks, along queries or along keys.
-struct Cut {
-  bool of_queries, of_keys;
-  int stretch;     // queries (keys) of a task
-  int64_t pieces;  // tasks of a (batch, key head)
+// Batch entries and key heads. `inner` of them are one task's, because they share what it writes.
+struct Heads {
+  int outer_b, outer_h, inner_b, inner_h;
+  int64_t tasks() const { return int64_t(outer_b) * outer_h; }
 };
 
-Cut whole(bool of_queries, bool of_keys) { return {of_queries, of_keys, MAX_LENGTH, 1}; }
+// How the scores of the heads are cut into tasks, along queries or along keys.
+struct Cut {
+  Heads heads;
+  bool of_queries, of_keys;
+  int stretch;     // queries (keys) of a task
+  int64_t pieces;  // tasks for the same heads
+};
+
+Cut whole(Heads heads, bool of_queries, bool of_keys) {
+  return {heads, of_queries, of_keys, MAX_LENGTH, 1};
+}
 // `length` in stretches of a multiple of `unit`, enough for every thread to have its share of long
 // and short ones.
-Cut stretches(bool of_queries, int64_t heads, int length, int unit, int num_threads) {
+Cut stretches(Heads heads, bool of_queries, int length, int unit, int num_threads) {
   const int64_t units = ceil_div(length, unit);
-  int64_t n = heads * units / (4 * num_threads);
+  int64_t n = heads.tasks() * units / (4 * num_threads);
   n = n < 1 ? 1 : n < LARGEST_STRETCH ? n : LARGEST_STRETCH;
-  return {of_queries, !of_queries, int(n * unit), length > 0 ? ceil_div(units, n) : 1};
+  return {heads, of_queries, !of_queries, int(n * unit), length > 0 ? ceil_div(units, n) : 1};
 }
 
 template <class A, class Score>
@@ -63,13 +73,7 @@ void run_tasks(const AttentionBwdParams& p, const Cut& cut, int64_t first, int64
   scratch.allocate();
   carve();
 
-  const int64_t heads = int64_t(f.B) * f.Hkv;
-  for (int64_t t = first; t < last; ++t) {
-    // Neighbors are of different batch entries, which may differ in length, and first, last, second
-    // ... stretches, which causality makes differ in work: every thread has its share.
-    const int64_t head = t % heads, n = t / heads;
-    const int b = int(head % f.B), hk = int(head / f.B);
-    const int64_t from = (n % 2 ? cut.pieces - 1 - n / 2 : n / 2) * cut.stretch;
+  const auto compute = [&](int b, int hk, int64_t from) {
     const Sequence seq = sequence(f, b);
     const auto clip = [](int64_t x, int length) { return int(x < length ? x : length); };
     BwdTask task = {p, seq, b, hk, group, 0, seq.sq, 0, seq.sk, cut.of_queries, cut.of_keys};
@@ -79,26 +83,41 @@ void run_tasks(const AttentionBwdParams& p, const Cut& cut, int64_t first, int64
       task.j0 = clip(from, seq.sk), task.j1 = clip(from + cut.stretch, seq.sk);
     for (int g = 0; g < group; ++g) scores[g] = Score(f, seq, b, hk * group + g);
     gradients.compute(task, scores);
+  };
+  const Heads& heads = cut.heads;
+  for (int64_t t = first; t < last; ++t) {
+    // Neighbors are of different batch entries, which may differ in length, and first, last, second
+    // ... stretches, which causality makes differ in work: every thread has its share.
+    const int64_t head = t % heads.tasks(), n = t / heads.tasks();
+    const int b = int(head % heads.outer_b), hk = int(head / heads.outer_b);
+    const int64_t from = (n % 2 ? cut.pieces - 1 - n / 2 : n / 2) * cut.stretch;
+    for (int inner_h = 0; inner_h < heads.inner_h; ++inner_h)
+      for (int inner_b = 0; inner_b < heads.inner_b; ++inner_b)
+        compute(b + inner_b, hk + inner_h, from);
   }
 }
 
 template <class A, class Score>
 void run(const AttentionBwdParams& p, const Exec& exec) {
   const AttentionParams& f = p.fwd;
-  const int64_t heads = int64_t(f.B) * f.Hkv;
   const auto pass = [&](const Cut& cut) {
-    for_tasks(exec, heads * cut.pieces,
+    for_tasks(exec, cut.heads.tasks() * cut.pieces,
               [&](int64_t first, int64_t last) { run_tasks<A, Score>(p, cut, first, last); });
   };
-  const bool of_queries = p.d_q || p.d_alibi, of_keys = p.d_k || p.d_v;
+  const bool of_mask = MaskCells<A>::serve(p);
+  const bool of_queries = p.d_q || p.d_alibi || of_mask, of_keys = p.d_k || p.d_v;
   if (!of_queries && !of_keys) return;
+  const Heads each = {f.B, f.Hkv, 1, 1};
+  Heads sharing = each;
+  if (of_mask && MaskCells<A>::share_batch(p)) sharing.outer_b = 1, sharing.inner_b = f.B;
+  if (of_mask && MaskCells<A>::share_heads(p)) sharing.outer_h = 1, sharing.inner_h = f.Hkv;
   // Five products on the threads that have heads, or seven on all.
-  const int64_t threads = exec.num_threads;
+  const int64_t threads = exec.num_threads, tasks = sharing.tasks();
   if (threads == 1 ||
-      (of_queries && of_keys && 5 * threads * ceil_div(heads, threads) <= 7 * heads))
-    return pass(whole(of_queries, of_keys));
-  if (of_queries) pass(stretches(true, heads, f.Sq, queries_of_tile(f), exec.num_threads));
-  if (of_keys) pass(stretches(false, heads, f.Sk, BWD_BLOCK_KV, exec.num_threads));
+      (of_queries && of_keys && 5 * threads * ceil_div(tasks, threads) <= 7 * tasks))
+    return pass(whole(sharing, of_queries, of_keys));
+  if (of_queries) pass(stretches(sharing, true, f.Sq, queries_of_tile(f), exec.num_threads));
+  if (of_keys) pass(stretches(each, false, f.Sk, BWD_BLOCK_KV, exec.num_threads));
 }
 
 template <class A>
@@ -137,7 +156,7 @@ void run_all(const AttentionBwdParams& p, const Exec& exec) {
     case ScoreId::Blocks:
       run<A, Blocks<A>>(p, exec);
   }
-  if (p.d_mask) run_mask<A>(p, exec);
+  if (p.d_mask && !MaskCells<A>::serve(p)) run_mask<A>(p, exec);
   if (p.d_alibi || p.d_sinks)
     for_tasks(exec, heads, [&](int64_t first, int64_t last) {
       for (int64_t t = first; t < last; ++t) sum_head<A>(p, int(t / f.Hq), int(t % f.Hq));

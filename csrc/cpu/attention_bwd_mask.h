@@ -1,4 +1,5 @@
-// dmask = dY, summed over the dimensions that the mask has not. A task owns the cells of a tile of
+// dmask = dY, summed over the dimensions that the mask has not; attention_bwd_cells.h has the cases
+// that need no pass of their own. A task owns the cells of a tile of
 // rows and a block of keys: it recomputes dY of every tile that they serve, in a fixed order, adds
 // them up place by place, at the end folds the places of each cell, and writes it once.
 #pragma once

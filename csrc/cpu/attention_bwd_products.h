@@ -6,6 +6,7 @@
 // in which order, does not depend on the task's extent.
 #pragma once
 #include "csrc/cpu/attention_bwd.h"
+#include "csrc/cpu/attention_bwd_cells.h"
 #include "csrc/cpu/attention_bwd_tile.h"
 #include "csrc/cpu/gemm.h"
 #include "csrc/cpu/pack.h"
@@ -31,6 +32,7 @@ class Gradients {
     panel_size_ = int64_t(rows) * PANEL;
     weights_ = scratch.take<A>(panel_size_);
     dx_ = scratch.take<A>(panel_size_ * PANELS);
+    if (MaskCells<A>::serve(p)) dy_ = scratch.take<A>(panel_size_);
     alibi_ = scratch.take<A>(rows * L::COUNT);
     ones_ = scratch.take<A>(PANEL);
     scales_ = scratch.take<A>(PANEL);
@@ -40,7 +42,10 @@ class Gradients {
   void compute(const BwdTask& t, const Score* scores) {
     // General multiplies dX by the scale, because it may have to by the soft-cap's slope.
     for (int n = 0; n < PANEL; ++n) ones_[n] = 1, scales_[n] = Score::LINEAR ? A(t.p.fwd.scale) : 1;
+    writes_mask_ = !Score::LINEAR && t.of_queries && MaskCells<A>::serve(t.p);
     if (t.of_queries) clear_queries(t);
+    if (writes_mask_ && !without_mask(*scores).full(t.i0, t.i1, 0, t.seq.sk))
+      MaskCells<A>::clear(t.p, t.rows(t.i0, t.i1 - t.i0));
     for (int j = t.j0; j < t.j1; j += BWD_BLOCK_KV)
       block(t, scores, j, t.j1 - j < BWD_BLOCK_KV ? t.j1 : j + BWD_BLOCK_KV);
     if (t.of_queries && t.p.d_q) store_queries(t);
@@ -113,12 +118,18 @@ class Gradients {
           L::store(weights_ + at, weight);
           L::store(dx + at, d);
           if constexpr (!Score::LINEAR) {
+            if (writes_mask_) L::store(dy_ + at, dy);
             if (!t.p.d_alibi) return;
             const int j = keys().j0 + n * PANEL + v * L::COUNT;
             A* const sum = alibi_ + r * L::COUNT;
             L::store(sum, L::load(sum) + dy * L::distance(task.query(r) + scores->level, j));
           }
         });
+    if (writes_mask_) {
+      const int j = n * PANEL, exist = keys().keys - j;
+      MaskCells<A>::add(t.p, task, first, last, keys().j0 + j, exist < WIDTH ? exist : WIDTH, WIDTH,
+                        dy_);
+    }
     if (!t.of_keys) return;
     const AttentionParams& p = t.p.fwd;
     const int64_t at = int64_t(n) * PANEL;
@@ -225,8 +236,10 @@ class Gradients {
   A* dq_;               // [rows of the task, dq_stride]
   A *dk_t_, *dv_t_;     // of the block, in panels: [D, PANEL], [Dv, PANEL]
   A *weights_, *dx_;    // of one panel, of every panel of the block: [rows of the tile, PANEL]
+  A* dy_;               // of one panel: [rows of the tile, PANEL], for the mask
   A* alibi_;            // [rows of the tile, COUNT], Σ dY times the distance
-  A *ones_, *scales_;   // [PANEL]
+  bool writes_mask_;
+  A *ones_, *scales_;  // [PANEL]
 };
 
 }  // namespace atx::ATX_TARGET
