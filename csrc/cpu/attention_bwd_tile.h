@@ -7,6 +7,7 @@
 #include "csrc/cpu/attention_bwd.h"
 #include "csrc/cpu/dropout_lanes.h"
 #include "csrc/cpu/gemm.h"
+#include "csrc/cpu/mask.h"
 #include "csrc/cpu/pack.h"
 #include "csrc/cpu/scratch.h"
 
@@ -111,22 +112,6 @@ struct RowTile {
     return L::sum(zero) == 0;
   }
 };
-
-// The part of a policy that depends on positions alone.
-template <class Score>
-ATX_HD const Score& without_mask(const Score& score) {
-  return score;
-}
-template <class A>
-ATX_HD const Window<A>& without_mask(const General<A>& score) {
-  return score;
-}
-
-template <class Score>
-bool full_without_mask(const Score* scores, int group, int i0, int i1, int j0, int j1) {
-  if constexpr (Score::SPARSE) return full(scores, group, i0, i1, j0, j1);
-  return without_mask(*scores).full(i0, i1, j0, j1);
-}
 
 // The products of a tile and what becomes of them, panel by panel.
 template <class A>

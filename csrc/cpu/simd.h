@@ -258,10 +258,16 @@ struct Lanes {
   static ATX_HD Bool load_bool(const Mask& m, int i, int j, int n) {
     const uint8_t* at =
         static_cast<const uint8_t*>(m.data) + int64_t(i) * m.row + int64_t(j) * m.col;
+    if (n >= COUNT && m.col == 1) return load_bool(at);
     Integer x = {};
-    if (n > COUNT) n = COUNT;
-    for (int l = 0; l < n; ++l) x[l] = at[l * m.col];
+    for (int l = 0; l < COUNT && l < n; ++l) x[l] = at[l * m.col];
     return {x != 0};
+  }
+  static ATX_HD Bool load_bool(const uint8_t* p) {
+    typedef uint8_t Bytes __attribute__((vector_size(COUNT)));
+    Bytes x;
+    memcpy(&x, p, sizeof x);
+    return {__builtin_convertvector(x, Integer) != 0};
   }
   static ATX_HD Float load_float(const Mask& m, int i, int j, int n) {
     const int64_t at = int64_t(i) * m.row + int64_t(j) * m.col;

@@ -4,6 +4,7 @@
 // scale of a linear policy costs nothing.
 #pragma once
 #include "csrc/cpu/attention_fwd.h"
+#include "csrc/cpu/mask.h"
 #include "csrc/cpu/simd.h"
 #include "csrc/cpu/transpose.h"
 
@@ -18,8 +19,9 @@ ATX_HD typename L::Float logits(const Score& score, typename L::Float x, int i, 
 }
 
 // Scores to logits, for keys [j0, j0 + keys) and `width` rows from `row` on.
-// Policies want keys in the lanes: COUNT x COUNT blocks are transposed there and back. Linear
-// policies leave full blocks alone, so that a causal tile pays for its diagonal only.
+// Policies want keys in the lanes: COUNT x COUNT blocks are transposed there and back. Blocks that
+// lie in the window need less: nothing if the policy is linear, so that a causal tile pays for its
+// diagonal only, and one transposition if a mask is all there is.
 template <class A, class Score>
 void apply_score(const Task& task, const Score* scores, int row, int width, int j0, int keys,
                  A* s) {
@@ -28,10 +30,18 @@ void apply_score(const Task& task, const Score* scores, int row, int width, int 
     const int first = row + lane,
               n_rows = task.rows() - first < L::COUNT ? task.rows() - first : L::COUNT;
     const int i0 = task.query(first), i1 = task.query(first + n_rows - 1) + 1;
+    MaskBlock<A> mask;
+    const bool has_mask = mask.find(task, scores, first);
     for (int j = 0; j < keys; j += L::COUNT) {
       const int n = keys - j < L::COUNT ? keys - j : L::COUNT;
-      if (Score::LINEAR && full(scores, task.group, i0, i1, j0 + j, j0 + j + n)) continue;
       A* const block = s + j * width + lane;
+      const bool in_window = full_without_mask(scores, task.group, i0, i1, j0 + j, j0 + j + n);
+      if constexpr (Score::LINEAR) {
+        if (in_window) continue;
+      } else if (in_window && n == L::COUNT && has_mask) {
+        mask.add(j0 + j, scores->scale, width, block);
+        continue;
+      }
       typename L::Float x[L::COUNT];
       for (int l = 0; l < L::COUNT; ++l) x[l] = l < n ? L::load(block + l * width) : L::all(0);
       transpose<L>(x);
