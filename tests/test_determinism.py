@@ -48,6 +48,7 @@ def test_batch_does_not_change_bits(case: AttentionCase, dtype: torch.dtype, bac
 SUMMED = [
     AttentionCase(sq=129, sk=203, hq=6, hkv=2, causal=True, align="bottom_right", alibi=True),
     AttentionCase(sq=70, sk=131, hkv=1, mask="bias", softcap=3.0, sinks=True),
+    AttentionCase(sq=210, sk=131, hq=6, hkv=3, mask="bias", window=(90, 30)),
     AttentionCase(sq=150, sk=1, d=128, dv=96, mask="infinite_bias"),
 ]
 

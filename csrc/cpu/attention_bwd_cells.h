@@ -2,15 +2,15 @@
 // instead of recomputing dY as MaskGradient does. Where batch entries or heads share a cell, one
 // task has all of them, one after another, and the cells themselves are the running sums.
 #pragma once
-#include "csrc/cpu/attention_bwd.h"
-#include "csrc/cpu/simd.h"
+#include "csrc/cpu/attention_bwd_tile.h"
 
 namespace atx::ATX_TARGET {
 
 template <class A>
-struct MaskCells {
+class MaskCells {
   using L = Lanes<A>;
 
+ public:
   static bool share_batch(const AttentionBwdParams& p) {
     return p.d_mask_batch == 0 && p.fwd.B > 1;
   }
@@ -24,52 +24,71 @@ struct MaskCells {
            (exact || !(share_batch(p) || share_heads(p)));
   }
 
-  // Zeros in the rows of a task, for the keys that its tiles leave out.
+  void take(Scratch& scratch, int rows) { rows_ = scratch.take<Row>(rows); }
+
+  // Zeros in the rows of queries [i0, i1), for the keys that the tiles leave out.
   static void clear(const AttentionBwdParams& p, const Task& task) {
-    with_type(p, [&]<class T>(T* d_mask) {
-      for (int r = 0; r < task.rows(); ++r)
-        if (first(p, task, r)) memset(row(p, task, r, d_mask), 0, sizeof(T) * p.fwd.Sk);
-    });
-  }
-  // Adds dy [rows, width] of rows [from, to) and keys [j, j + keys).
-  static void add(const AttentionBwdParams& p, const Task& task, int from, int to, int j, int keys,
-                  int width, const A* dy) {
-    with_type(p, [&]<class T>(T* d_mask) {
-      for (int r = from; r < to; ++r) {
-        T* const cells = row(p, task, r, d_mask) + j;
-        const bool sum = !first(p, task, r);
-        for (int n = 0; n < keys; n += L::COUNT) {
-          typename L::Float x = L::load(dy + r * width + n);
-          if (sum) x += L::load(cells + n, keys - n);
-          L::store(cells + n, x, keys - n);
-        }
+    for (int i = task.i0; i < task.i0 + task.queries; ++i)
+      for (int g = 0; g < task.group; ++g) {
+        const Row row = find(p, task, i, g);
+        if (!row.sum) memset(row.cells, 0, size_of(p.fwd.mask.dtype) * p.fwd.Sk);
       }
-    });
+  }
+
+  void load(const AttentionBwdParams& p, const Task& task) {
+    for (int r = 0, i = task.i0; r < task.rows(); ++i)
+      for (int g = 0; g < task.group; ++g, ++r) rows_[r] = find(p, task, i, g);
+  }
+  // Ahead of add(): the cells of a row and of keys j ... j + COUNT - 1. In a sum over heads half
+  // the gradient's time was the wait for them.
+  ATX_HD void prefetch(int row, int j) const {
+    __builtin_prefetch(rows_[row].cells + j * sizeof(A), 1, 2);
+  }
+  // Adds the rows of a tile: panels [first, last) of dy, each [rows, width].
+  void add(const AttentionBwdParams& p, const KeyBlock<A>& keys, int rows, int first, int last,
+           const A* dy, int64_t panel_size) const {
+    switch (p.fwd.mask.dtype) {
+      case DType::f64:
+        return add<double>(keys, rows, first, last, dy, panel_size);
+      case DType::f32:
+        return add<float>(keys, rows, first, last, dy, panel_size);
+      case DType::f16:
+        return add<f16>(keys, rows, first, last, dy, panel_size);
+      default:
+        return add<bf16>(keys, rows, first, last, dy, panel_size);
+    }
   }
 
  private:
-  // Whether nothing was added to the row's cells before.
-  static bool first(const AttentionBwdParams& p, const Task& task, int row) {
-    return (task.b == 0 || p.d_mask_batch != 0) && (task.head(row) == 0 || p.d_mask_head != 0);
+  struct Row {
+    char* cells;
+    bool sum;  // they hold one already
+  };
+
+  static Row find(const AttentionBwdParams& p, const Task& task, int i, int g) {
+    const int h = task.hk * task.group + g;
+    const int64_t at = task.b * p.d_mask_batch + h * p.d_mask_head + i * p.d_mask_row;
+    const bool first = (task.b == 0 || p.d_mask_batch != 0) && (h == 0 || p.d_mask_head != 0);
+    return {static_cast<char*>(p.d_mask) + at * size_of(p.fwd.mask.dtype), !first};
   }
+
   template <class T>
-  static T* row(const AttentionBwdParams& p, const Task& task, int row, T* d_mask) {
-    return d_mask + task.b * p.d_mask_batch + task.head(row) * p.d_mask_head +
-           task.query(row) * p.d_mask_row;
+  void add(const KeyBlock<A>& keys, int rows, int first, int last, const A* dy,
+           int64_t panel_size) const {
+    for (int r = 0; r < rows; ++r)
+      for (int n = first; n < last; ++n) {
+        const int width = keys.width(n), at = n * KeyBlock<A>::PANEL;
+        for (int c = 0; c < width; c += L::COUNT) {
+          T* const to = reinterpret_cast<T*>(rows_[r].cells) + keys.j0 + at + c;
+          const int exist = keys.keys - at - c;
+          typename L::Float x = L::load(dy + n * panel_size + r * width + c);
+          if (rows_[r].sum) x += L::load(to, exist);
+          L::store(to, x, exist);
+        }
+      }
   }
-  template <class F>
-  static void with_type(const AttentionBwdParams& p, F f) {
-    switch (p.fwd.mask.dtype) {
-      case DType::f64:
-        return f(static_cast<double*>(p.d_mask));
-      case DType::f32:
-        return f(static_cast<float*>(p.d_mask));
-      case DType::f16:
-        return f(static_cast<f16*>(p.d_mask));
-      default:
-        return f(static_cast<bf16*>(p.d_mask));
-    }
-  }
+
+  Row* rows_;  // of the tile
 };
 
 }  // namespace atx::ATX_TARGET

@@ -32,7 +32,8 @@ class Gradients {
     panel_size_ = int64_t(rows) * PANEL;
     weights_ = scratch.take<A>(panel_size_);
     dx_ = scratch.take<A>(panel_size_ * PANELS);
-    if (MaskCells<A>::serve(p)) dy_ = scratch.take<A>(panel_size_);
+    cells_.take(scratch, rows);
+    dy_ = scratch.take<A>(MaskCells<A>::serve(p) ? panel_size_ * PANELS : 0);
     alibi_ = scratch.take<A>(rows * L::COUNT);
     ones_ = scratch.take<A>(PANEL);
     scales_ = scratch.take<A>(PANEL);
@@ -88,9 +89,11 @@ class Gradients {
     const int last = differences_.last_panel(scores, task.group, task.i0, task.queries);
     if (first >= last) return;
     differences_.load_rows(t.p, task, first, last);
+    if (writes_mask_) cells_.load(t.p, task);
     const bool alibi = t.of_queries && t.p.d_alibi;
     if (alibi) memset(alibi_, 0, sizeof(A) * task.rows() * L::COUNT);
     for (int n = first; n < last; ++n) panel<PANEL_VECS>(t, scores, task, n);
+    if (writes_mask_) cells_.add(t.p, keys(), task.rows(), first, last, dy_, panel_size_);
     if (t.of_queries && t.p.d_q) multiply_keys<PANEL_VECS>(t, scores, task, 0);
     if (alibi)
       for (int r = 0; r < task.rows(); ++r)
@@ -106,30 +109,33 @@ class Gradients {
     A* const dx = dx_ + n * panel_size_;
     int first, last;
     differences_.rows_of_panel(task, scores, n, &first, &last);
-    // Strips of dQ may hold rows that do not see the panel.
-    memset(dx, 0, sizeof(A) * first * WIDTH);
-    memset(dx + last * WIDTH, 0, sizeof(A) * (task.rows() - last) * WIDTH);
+    A* const dy = dy_ + n * panel_size_;
+    // Strips of dQ and rows of the mask may not see the panel.
+    const auto clear_rest = [&](A* x) {
+      memset(x, 0, sizeof(A) * first * WIDTH);
+      memset(x + last * WIDTH, 0, sizeof(A) * (task.rows() - last) * WIDTH);
+    };
+    clear_rest(dx);
+    if (writes_mask_) clear_rest(dy);
     if (first >= last) return;
 
     differences_.template compute<VECS>(
         task, scores, n, first, last, weights_, dx,
-        [&](int r, int v, Float weight, Float dy, Float d) {
+        [&](int r, int v, Float weight, Float y, Float x) {
           const int at = (r * VECS + v) * L::COUNT;
           L::store(weights_ + at, weight);
-          L::store(dx + at, d);
+          L::store(dx + at, x);
           if constexpr (!Score::LINEAR) {
-            if (writes_mask_) L::store(dy_ + at, dy);
-            if (!t.p.d_alibi) return;
             const int j = keys().j0 + n * PANEL + v * L::COUNT;
+            if (writes_mask_) {
+              cells_.prefetch(r, j);
+              L::store(dy + at, y);
+            }
+            if (!t.p.d_alibi) return;
             A* const sum = alibi_ + r * L::COUNT;
-            L::store(sum, L::load(sum) + dy * L::distance(task.query(r) + scores->level, j));
+            L::store(sum, L::load(sum) + y * L::distance(task.query(r) + scores->level, j));
           }
         });
-    if (writes_mask_) {
-      const int j = n * PANEL, exist = keys().keys - j;
-      MaskCells<A>::add(t.p, task, first, last, keys().j0 + j, exist < WIDTH ? exist : WIDTH, WIDTH,
-                        dy_);
-    }
     if (!t.of_keys) return;
     const AttentionParams& p = t.p.fwd;
     const int64_t at = int64_t(n) * PANEL;
@@ -236,8 +242,9 @@ class Gradients {
   A* dq_;               // [rows of the task, dq_stride]
   A *dk_t_, *dv_t_;     // of the block, in panels: [D, PANEL], [Dv, PANEL]
   A *weights_, *dx_;    // of one panel, of every panel of the block: [rows of the tile, PANEL]
-  A* dy_;               // of one panel: [rows of the tile, PANEL], for the mask
+  A* dy_;               // as dx_, if the mask wants it
   A* alibi_;            // [rows of the tile, COUNT], Σ dY times the distance
+  MaskCells<A> cells_;
   bool writes_mask_;
   A *ones_, *scales_;  // [PANEL]
 };

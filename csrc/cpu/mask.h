@@ -74,7 +74,7 @@ class MaskBlock {
       if (j % int(64 / sizeof(T)) < L::COUNT)
         __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead_);
       if constexpr (sizeof(T) == 1)
-        bias[l] = L::select(L::load_bool(at), L::all(0), L::all(-INFINITY));
+        bias[l] = L::select(~L::load_bool(at), L::all(-INFINITY), L::all(0));
       else
         bias[l] = L::load(at);
     }
