@@ -86,7 +86,7 @@ class MaskBlock {
 
   DType dtype_;
   const char* rows_[L::COUNT];
-  int64_t ahead_;  // bytes from a row to the one COUNT rows on
+  int64_t ahead_ = 0;  // bytes from a row to the one COUNT rows on
 };
 
 }  // namespace atx::ATX_TARGET

@@ -40,14 +40,13 @@ class FewRows {
     const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
     const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
     for (int j = next(0), j1; j < end(task.seq.sk); j = next(j1)) {
-      j1 = end(j / BLOCK_KV * BLOCK_KV + BLOCK_KV);
-      const int j0 = j, keys = j1 - j0;
-      multiply_keys(task, j0, keys);
-      for (int r = 0; r < task.rows(); ++r) {
-        softmax(task, scores[r % task.group], r, j0, keys);
-      }
-      if (task.p.dropout > 0) drop(task, tile, j0, keys);
-      multiply_values(task, j0, keys);
+      const int tile = j / BLOCK_KV * BLOCK_KV;
+      j1 = end(tile + BLOCK_KV);
+      const int keys = j1 - j;
+      multiply_keys(task, j, keys);
+      for (int r = 0; r < task.rows(); ++r) softmax(task, scores[r % task.group], r, j, keys);
+      if (task.p.dropout > 0) drop(task, tile, j, keys);
+      multiply_values(task, j, keys);
     }
     store_rows(task);
   }
