@@ -192,7 +192,9 @@ class Gradients {
       multiply_add<L>(acc, exist < PANEL ? exist : PANEL, dx_ + n * panel_size_ + row * width,
                       width, 1, keys().k + int64_t(n) * PANEL * D + column, D);
     }
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < VECS; ++v) {
         A* const at = to + r * dq_stride_ + v * L::COUNT;
         L::store(at, L::load(at) + acc[r][v]);
