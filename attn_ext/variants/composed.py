@@ -40,8 +40,9 @@ def attention_reasons(
 
 
 def cuts(length: int, size: int, shift: int = 0) -> list[tuple[int, int]]:
-    """Return runs (count, size) of equal parts of a line that is cut at shift + any multiple of
-    size: at most three, a shorter part in front, the full ones, a shorter part at the end.
+    """Return runs (count, size) of equal parts of a line cut at shift + any multiple of size.
+
+    At most three: a shorter part in front, the full ones, a shorter part at the end.
 
     >>> cuts(14, 4), cuts(14, 4, 2), cuts(3, 4, 2), cuts(0, 4)
     ([(3, 4), (1, 2)], [(1, 2), (3, 4)], [(1, 2), (1, 1)], [(0, 4)])

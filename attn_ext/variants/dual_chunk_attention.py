@@ -1,5 +1,4 @@
-"""Dual chunk attention: rotary positions that stay below the pre-training length, whatever the
-length of the sequence.
+"""Dual chunk attention: rotary positions below the pre-training length in any longer sequence.
 
 A chunk's queries see their own chunk, the one before, and all earlier ones at three different
 positions; three calls of `attention`, merged by their lse, are the softmax over all of them.
@@ -55,8 +54,8 @@ def dual_chunk_attention(
         key: `[..., Hkv, Sk, D]`, not rotated; Sk at least Sq.
         value: `[..., Hkv, Sk, Dv]`.
         chunk_size: c, from 1 to `pretrain_length`.
-        pretrain_length: L. The authors' code keeps one position more: its chunk_size is L - 1, and
-            its chunk_size - local_window is c.
+        pretrain_length: L. The authors' code has a chunk_size n and a local_window w, and clips
+            positions at n instead of L - 1: there L is n + 1 and c is n - w.
         cos: `[positions, rotated / 2]`: cosines of the rotation, of at least min(2 c, L) positions;
             the rotated components come first and number at most D. May carry a factor on the
             rotation (a temperature, as of YaRN). `None`: made from `rope_base`.
@@ -78,8 +77,8 @@ def dual_chunk_attention(
 
     Note:
         The operations of causal attention, in up to 3 Sk / c calls; key is rotated once, query
-        three times. O(S) memory. Determinism, gradients (also of cos and sin) and autocast as in
-        `attention`.
+        three times, and both are rounded to their type again. O(S) memory. Determinism, gradients
+        (also of cos and sin) and autocast as in `attention`.
 
     Reference:
         An et al., 2024, arXiv:2402.17463; Su et al., 2021, arXiv:2104.09864 (rotary positions).
@@ -218,9 +217,7 @@ def reference(
     enable_gqa: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`dual_chunk_attention` in plain torch: three matrices of scores, one softmax over a choice
-    of them.
-    """
+    """`dual_chunk_attention` in plain torch: three matrices of scores, one softmax."""
     d, sk, device = query.shape[-1], key.shape[-2], query.device
     if cos is None or sin is None:
         angle = torch.arange(pretrain_length, dtype=torch.float64)[:, None] * (

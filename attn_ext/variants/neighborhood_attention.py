@@ -124,8 +124,7 @@ def _columns(width: int, kernel: int, border: str, device: torch.device) -> Tens
 def _rows(
     first: int, count: int, start: int, rows: int, reach: int, border: str, device: torch.device
 ) -> Tensor:
-    """Which of `rows` rows of keys from `start` on `count` rows of queries from `first` on see,
-    boolean [count or 1, rows]."""
+    """Which of `rows` rows of keys each row of queries sees, boolean [count or 1, rows]."""
     if border == "shift":
         return torch.ones(1, rows, dtype=torch.bool, device=device)
     query = torch.arange(first, first + count, device=device)

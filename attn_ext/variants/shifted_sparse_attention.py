@@ -28,8 +28,7 @@ def shifted_sparse_attention(
     enable_gqa: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""Return softmax attention within groups of neighbors, shifted by half a group in half of the
-    heads.
+    r"""Return softmax attention within groups, shifted by half a group in half of the heads.
 
     .. math::
         O_i = \sum_{j :\, g_h(j) = g_h(i)} \mathrm{softmax}_j(s\, q_i \cdot k_j)\, v_j, \qquad
@@ -45,10 +44,10 @@ def shifted_sparse_attention(
         value: `[..., Hkv, S, Dv]`.
         group_size: G, at least 1. The last group of a head may be shorter.
         is_causal: query i keeps keys j <= i of its group.
-        wrap: join the last and the first group of the shifted heads: there S is a multiple of G,
-            and positions count from the shift on, so that with `is_causal` the first G / 2 queries
-            see the end of the sequence. That is the padding-free path of the authors' code without
-            FlashAttention; their path with it does not wrap, nor does this function by default.
+        wrap: join the last and the first group of the shifted heads; S must be a multiple of G.
+            Positions then count from the shift on, so that with `is_causal` the first G / 2 queries
+            see the end of the sequence. The authors' code wraps where it runs without
+            FlashAttention, and does not where it runs with it.
         scale: s; `None` means 1/sqrt(D).
         enable_gqa: Hq may be a multiple of Hkv.
         return_lse: also return the log-sum-exp.

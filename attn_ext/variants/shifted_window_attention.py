@@ -1,5 +1,4 @@
-"""Shifted-window attention (Swin): attention within the windows of an image, with a bias per
-relative position.
+"""Shifted-window attention (Swin): within windows of an image, with a bias per relative position.
 
 A cyclic shift with masked regions is the same as windows that the image's edges cut: those are
 computed, without a mask, one call per size of window.
