@@ -211,6 +211,7 @@ def test_views_of_any_offset_and_stride():
         base.mT,
         base[0, 0],
         base[:1].expand(4, 3, 80, 200),
+        base.flatten()[3 : 3 + 80 * 64].view(80, 64),  # contiguous, but not where int64 may start
     ):
         mask = BlockMask.from_dense(view, block_size=32)
         assert torch.equal(mask.to_dense(), view[(None,) * (4 - view.dim())])

@@ -34,7 +34,9 @@ def test_causal(size, align):
 
 
 @pytest.mark.parametrize(
-    "sides", [(0, 0), (3, 5), (100, 0), (-1, 7), (40, -1), (-1, -1), (9999, 64)]
+    "sides",
+    # 31 and 33: a block with all its pairs but one, a block with one pair
+    [(0, 0), (3, 5), (100, 0), (-1, 7), (40, -1), (-1, -1), (9999, 64), (31, 31), (33, 33)],
 )
 @pytest.mark.parametrize("size", SIZES)
 def test_window(size, sides):

@@ -21,9 +21,8 @@ def num_words(bits: int) -> int:
 
 def pack(keep: Tensor) -> Tensor:
     """Return int32 [..., ceil(n / 32)] of bool [..., n]; bits past n are 0."""
-    padded = F.pad(keep, (0, -keep.shape[-1] % WORD)).flatten().contiguous()
-    if padded.storage_offset() % 8:  # eight elements seen as one have to start at a multiple
-        padded = padded.clone()
+    # F.pad copies whatever the padding, so that eight elements seen as one start at a multiple
+    padded = F.pad(keep, (0, -keep.shape[-1] % WORD)).flatten()
     octets = padded.view(torch.int64) * _GATHER >> 56
     return octets.to(torch.int8).view(torch.int32).view(*keep.shape[:-1], num_words(keep.shape[-1]))
 
