@@ -97,6 +97,22 @@ def test_causal_in_time_by_gradient():
         assert not grad[:, :, 5:].any() and grad[:, :, :5].abs().amax((0, 1, 3, 4)).all()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_dropout_on_either_side_of_a_frame(causal):
+    t, p = 30, 0.4
+    q, k = torch.randn(2, 1, 2, t, 1, 8)
+    v = torch.eye(t)[:, None].expand(1, 2, t, 1, t)  # the output is the matrix of weights
+    options = {"decay": torch.full((2,), 0.1), "timestamps": torch.rand(t).cumsum(0)}
+    options["is_causal"] = causal
+    weights = attn_ext.space_time_attention(q, k, v, "time", **options)
+    options |= {"dropout_p": p, "dropout_seed": torch.tensor([3])}
+    dropped = attn_ext.space_time_attention(q, k, v, "time", **options)
+    ratio = (dropped / weights)[weights > 0]
+    kept = ratio != 0
+    torch.testing.assert_close(ratio[kept], torch.full_like(ratio[kept], 1 / (1 - p)))
+    assert abs(kept.float().mean() - (1 - p)) < 4 * (p * (1 - p) / kept.numel()) ** 0.5
+
+
 def timesformer(**options):
     models = pytest.importorskip("transformers.models.timesformer.modeling_timesformer")
     config = models.TimesformerConfig(
@@ -159,7 +175,7 @@ ERRORS = [
      CLOCK | {"timestamps": torch.arange(6)}),
     (ValueError, r"expected timestamps \[..., 6\]; got \[5\]",
      CLOCK | {"timestamps": torch.arange(5.0)}),
-    (ValueError, r"expected timestamps that never fall. Sort the frames",
+    (ValueError, r"timestamps that never fall; got some that do. Sort the frames",
      CLOCK | {"timestamps": -torch.arange(6.0)}),
     (ValueError, r"attention: .*softcap", {"softcap": -1.0}),
 ]  # fmt: skip

@@ -250,8 +250,8 @@ def _reasons(
         got = list(timestamps.shape)
         reasons.append((ValueError, f"{name}: expected timestamps [..., {t}]; got {got}."))
     elif readable(timestamps) and bool((timestamps.diff() < 0).any()):
-        hint = "Sort the frames."
-        reasons.append((ValueError, f"{name}: expected timestamps that never fall. {hint}"))
+        text = "expected timestamps that never fall; got some that do. Sort the frames."
+        reasons.append((ValueError, f"{name}: {text}"))
     return reasons
 
 
