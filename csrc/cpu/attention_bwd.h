@@ -12,9 +12,9 @@ Status attention_bwd(const AttentionBwdParams& p, const Exec& exec);
 // over keys and over rows. They start at multiples of these whatever the task.
 constexpr int BWD_BLOCK_KV = 128, BWD_TILE_ROWS = 96;
 
-inline int queries_of_tile(const AttentionParams& p) {
+inline int queries_of_tile(const AttentionParams& p, int tile_rows = BWD_TILE_ROWS) {
   const int group = p.Hq / p.Hkv;
-  return group < BWD_TILE_ROWS ? BWD_TILE_ROWS / group : 1;
+  return group < tile_rows ? tile_rows / group : 1;
 }
 
 // Queries [i0, i1) and keys [j0, j1) of one (batch, key head): whose gradients this is to be.

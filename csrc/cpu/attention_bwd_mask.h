@@ -70,8 +70,8 @@ class MaskGradient {
     for (int t = tiles.from; t < tiles.to; ++t) {
       const int i = t * queries, rest = f.Sq - i;
       const Task task = {f, seq, b, hk, group_, i, rest < queries ? rest : queries};
-      const int first = differences_.first_panel(scores_, 1, i, task.queries);
-      const int last = differences_.last_panel(scores_, 1, i, task.queries);
+      const int first = differences_.keys.panels().first(scores_, 1, i, task.queries);
+      const int last = differences_.keys.panels().last(scores_, 1, i, task.queries);
       if (first >= last) continue;
       differences_.load_rows(p, task, first, last);
       for (int n = first; n < last; ++n) add_panel<PANEL_VECS>(task, n);
@@ -82,7 +82,7 @@ class MaskGradient {
     if constexpr (VECS > 1)
       if (differences_.keys.width(n) < VECS * L::COUNT) return add_panel<VECS - 1>(task, n);
     int first, last;
-    differences_.rows_of_panel(task, scores_, n, &first, &last);
+    differences_.keys.panels().rows_of(task, scores_, n, &first, &last);
     if (first >= last) return;
     differences_.template compute<VECS>(
         task, scores_, n, first, last, s_, dp_, [&](int r, int v, Float, Float dy, Float) {

@@ -1,9 +1,5 @@
-// dQ, dK and dV of a task (attention_bwd.h). Blocks of keys outside, tiles of rows inside; for each
-// panel of a block P and dY are formed once (attention_bwd_tile.h) and used three times:
-//   dVᵀ += dOᵀ (M ∘ P),  dKᵀ += Qᵀ dX   [Dv, keys] and [D, keys], depth: the rows of the tile
-//   dQ  += dX K                         [rows, D], depth: the keys of the block
-// dQ waits in memory, in the accumulation type, until the last block. What a row or a key gets, and
-// in which order, does not depend on the task's extent.
+// What attention_bwd_gradients.h multiplies, in the accumulation type: tiles as
+// attention_bwd_tile.h lays them out, sums in SIMD registers (gemm.h).
 #pragma once
 #include "csrc/cpu/attention_bwd.h"
 #include "csrc/cpu/attention_bwd_cells.h"
@@ -15,100 +11,60 @@
 namespace atx::ATX_TARGET {
 
 template <class A>
-class Gradients {
+class Products {
   using L = Lanes<A>;
   using Float = typename L::Float;
   static constexpr int PANEL = KeyBlock<A>::PANEL, PANELS = KeyBlock<A>::PANELS;
 
  public:
-  // Arrays for tasks of up to `queries` queries.
-  void take(Scratch& scratch, const AttentionBwdParams& p, int queries) {
-    const int group = p.fwd.Hq / p.fwd.Hkv, rows = queries_of_tile(p.fwd) * group;
+  using Accumulator = A;
+  static constexpr int BLOCK_Q = BWD_TILE_ROWS, BLOCK_KV = BWD_BLOCK_KV;
+
+  // Arrays for tasks of up to `queries` queries, tiles of up to `rows` rows.
+  void take(Scratch& scratch, const AttentionBwdParams& p, int queries, int rows) {
+    const int group = p.fwd.Hq / p.fwd.Hkv;
     differences_.take(scratch, p.fwd, rows);
     dq_stride_ = (p.fwd.D + L::COUNT - 1) / L::COUNT * L::COUNT;
     dq_ = scratch.take<A>(int64_t(queries) * group * dq_stride_);
-    dk_t_ = scratch.take<A>(int64_t(BWD_BLOCK_KV) * p.fwd.D);
-    dv_t_ = scratch.take<A>(int64_t(BWD_BLOCK_KV) * p.fwd.Dv);
+    dk_t_ = scratch.take<A>(int64_t(BLOCK_KV) * p.fwd.D);
+    dv_t_ = scratch.take<A>(int64_t(BLOCK_KV) * p.fwd.Dv);
     panel_size_ = int64_t(rows) * PANEL;
     weights_ = scratch.take<A>(panel_size_);
     dx_ = scratch.take<A>(panel_size_ * PANELS);
     cells_.take(scratch, rows);
     dy_ = scratch.take<A>(MaskCells<A>::serve(p) ? panel_size_ * PANELS : 0);
-    alibi_ = scratch.take<A>(rows * L::COUNT);
     ones_ = scratch.take<A>(PANEL);
     scales_ = scratch.take<A>(PANEL);
   }
 
   template <class Score>
-  void compute(const BwdTask& t, const Score* scores) {
-    // General multiplies dX by the scale, because it may have to by the soft-cap's slope.
-    for (int n = 0; n < PANEL; ++n) ones_[n] = 1, scales_[n] = Score::LINEAR ? A(t.p.fwd.scale) : 1;
+  void begin(const BwdTask& t, const Score* scores) {
+    const A scale = missing_scale<A, Score>(t.p.fwd);
+    for (int n = 0; n < PANEL; ++n) ones_[n] = 1, scales_[n] = scale;
     writes_mask_ = !Score::LINEAR && t.of_queries && MaskCells<A>::serve(t.p);
-    if (t.of_queries) clear_queries(t);
+    if (t.of_queries) memset(dq_, 0, sizeof(A) * (dq(t, t.i1) - dq_));
     if (writes_mask_ && !without_mask(*scores).full(t.i0, t.i1, 0, t.seq.sk))
       MaskCells<A>::clear(t.p, t.rows(t.i0, t.i1 - t.i0));
-    for (int j = t.j0; j < t.j1; j += BWD_BLOCK_KV)
-      block(t, scores, j, t.j1 - j < BWD_BLOCK_KV ? t.j1 : j + BWD_BLOCK_KV);
-    if (t.of_queries && t.p.d_q) store_queries(t);
   }
-
- private:
-  KeyBlock<A>& keys() { return differences_.keys; }
-  RowTile<A>& rows() { return differences_.rows; }
-  A* dq(const BwdTask& t, int i) const { return dq_ + int64_t(i - t.i0) * t.group * dq_stride_; }
-  static A* d_alibi_row(const BwdTask& t, const Task& task, int row) {
-    return static_cast<A*>(t.p.d_alibi_rows) + task.lse_offset(row);
+  void clear_keys(const BwdTask& t) {
+    memset(dk_t_, 0, sizeof(A) * BLOCK_KV * t.p.fwd.D);
+    memset(dv_t_, 0, sizeof(A) * BLOCK_KV * t.p.fwd.Dv);
   }
-
-  void clear_queries(const BwdTask& t) {
-    memset(dq_, 0, sizeof(A) * (dq(t, t.i1) - dq_));
-    if (!t.p.d_alibi) return;
-    for (int i = t.i0; i < t.i1; ++i)
-      for (int g = 0; g < t.group; ++g) *d_alibi_row(t, t.rows(i, 1), g) = 0;
-  }
-
-  template <class Score>
-  void block(const BwdTask& t, const Score* scores, int j0, int j1) {
-    memset(dk_t_, 0, sizeof(A) * BWD_BLOCK_KV * t.p.fwd.D);
-    memset(dv_t_, 0, sizeof(A) * BWD_BLOCK_KV * t.p.fwd.Dv);
-    const int queries = queries_of_tile(t.p.fwd);
-    if (t.i0 < t.i1 && next_key(scores, t.group, t.i0, t.i1, j0) < j1 &&
-        j0 < end_before(scores, t.group, t.i0, t.i1, j1)) {
-      keys().load(t.rows(t.i0, 0), j0, j1);
-      for (int i = t.i0; i < t.i1; i += queries)
-        tile(t, scores, t.rows(i, t.i1 - i < queries ? t.i1 - i : queries));
-    }
-    if (!t.of_keys) return;
-    if (t.p.d_k) store_keys(t, j0, j1, t.p.d_k, t.p.d_k_stride, t.p.fwd.D, dk_t_, scales_);
-    if (t.p.d_v) store_keys(t, j0, j1, t.p.d_v, t.p.d_v_stride, t.p.fwd.Dv, dv_t_, ones_);
-  }
-
-  template <class Score>
-  void tile(const BwdTask& t, const Score* scores, const Task& task) {
-    const int first = differences_.first_panel(scores, task.group, task.i0, task.queries);
-    const int last = differences_.last_panel(scores, task.group, task.i0, task.queries);
-    if (first >= last) return;
+  void load_keys(const BwdTask& t, int j0, int j1) { keys().load(t.rows(t.i0, 0), j0, j1); }
+  void load_rows(const BwdTask& t, const Task& task, int first, int last) {
     differences_.load_rows(t.p, task, first, last);
     if (writes_mask_) cells_.load(t.p, task);
-    const bool alibi = t.of_queries && t.p.d_alibi;
-    if (alibi) memset(alibi_, 0, sizeof(A) * task.rows() * L::COUNT);
-    for (int n = first; n < last; ++n) panel<PANEL_VECS>(t, scores, task, n);
-    if (writes_mask_) cells_.add(t.p, keys(), task.rows(), first, last, dy_, panel_size_);
-    if (t.of_queries && t.p.d_q) multiply_keys<PANEL_VECS>(t, scores, task, 0);
-    if (alibi)
-      for (int r = 0; r < task.rows(); ++r)
-        *d_alibi_row(t, task, r) -= L::sum(L::load(alibi_ + r * L::COUNT));
   }
 
-  // The last panel is as narrow as its keys allow.
-  template <int VECS, class Score>
-  void panel(const BwdTask& t, const Score* scores, const Task& task, int n) {
+  // P and dX of rows [first, last) and panel n, and what they add to dK and dV; also(row, vector,
+  // dY) of each. The last panel is as narrow as its keys allow.
+  template <int VECS = PANEL_VECS, class Score, class Also>
+  void panel(const BwdTask& t, const Score* scores, const Task& task, int n, int first, int last,
+             Also also) {
     constexpr int WIDTH = VECS * L::COUNT;
     if constexpr (VECS > 1)
-      if (keys().width(n) < WIDTH) return panel<VECS - 1>(t, scores, task, n);
+      if (keys().width(n) < WIDTH) return panel<VECS - 1>(t, scores, task, n, first, last, also);
     A* const dx = dx_ + n * panel_size_;
-    int first, last;
-    differences_.rows_of_panel(task, scores, n, &first, &last);
     A* const dy = dy_ + n * panel_size_;
     // Strips of dQ and rows of the mask may not see the panel.
     const auto clear_rest = [&](A* x) {
@@ -119,23 +75,20 @@ class Gradients {
     if (writes_mask_) clear_rest(dy);
     if (first >= last) return;
 
-    differences_.template compute<VECS>(
-        task, scores, n, first, last, weights_, dx,
-        [&](int r, int v, Float weight, Float y, Float x) {
-          const int at = (r * VECS + v) * L::COUNT;
-          L::store(weights_ + at, weight);
-          L::store(dx + at, x);
-          if constexpr (!Score::LINEAR) {
-            const int j = keys().j0 + n * PANEL + v * L::COUNT;
-            if (writes_mask_) {
-              cells_.prefetch(r, j);
-              L::store(dy + at, y);
-            }
-            if (!t.p.d_alibi) return;
-            A* const sum = alibi_ + r * L::COUNT;
-            L::store(sum, L::load(sum) + y * L::distance(task.query(r) + scores->level, j));
-          }
-        });
+    differences_.template compute<VECS>(task, scores, n, first, last, weights_, dx,
+                                        [&](int r, int v, Float weight, Float y, Float x) {
+                                          const int at = (r * VECS + v) * L::COUNT;
+                                          L::store(weights_ + at, weight);
+                                          L::store(dx + at, x);
+                                          if constexpr (!Score::LINEAR) {
+                                            if (writes_mask_) {
+                                              cells_.prefetch(r,
+                                                              keys().j0 + n * PANEL + v * L::COUNT);
+                                              L::store(dy + at, y);
+                                            }
+                                          }
+                                          also(r, v, y);
+                                        });
     if (!t.of_keys) return;
     const AttentionParams& p = t.p.fwd;
     const int64_t at = int64_t(n) * PANEL;
@@ -145,6 +98,35 @@ class Gradients {
     if (t.p.d_k)
       multiply_rows<VECS>(first, last, p.D, rows().q, rows().q_finite, dx, dk_t_ + at * p.D);
   }
+
+  // What all panels [first, last) of the block add.
+  template <class Score>
+  void finish_tile(const BwdTask& t, const Score* scores, const Task& task, int first, int last) {
+    if (writes_mask_) cells_.add(t.p, keys(), task.rows(), first, last, dy_, panel_size_);
+    if (t.of_queries && t.p.d_q) multiply_keys<PANEL_VECS>(t, scores, task, 0);
+  }
+
+  void store_queries(const BwdTask& t) const {
+    with_dtype<A>(t.p.fwd.dtype, t.p.d_q, [&]<class T>(T* d_q) {
+      for (int i = t.i0; i < t.i1; ++i)
+        for (int g = 0; g < t.group; ++g) {
+          T* const to = d_q + t.rows(i, 1).row_offset(t.p.d_q_stride, g);
+          const A* const from = dq(t, i) + g * dq_stride_;
+          for (int d = 0; d < t.p.fwd.D; d += L::COUNT)
+            L::store(to + d, L::load(from + d) * scales_[0], t.p.fwd.D - d);
+        }
+    });
+  }
+  void store_keys(const BwdTask& t, int j0, int j1) const {
+    const AttentionBwdParams& p = t.p;
+    if (p.d_k) store_keys(t, j0, j1, p.d_k, p.d_k_stride, p.fwd.D, dk_t_, scales_);
+    if (p.d_v) store_keys(t, j0, j1, p.d_v, p.d_v_stride, p.fwd.Dv, dv_t_, ones_);
+  }
+
+ private:
+  KeyBlock<A>& keys() { return differences_.keys; }
+  RowTile<A>& rows() { return differences_.rows; }
+  A* dq(const BwdTask& t, int i) const { return dq_ + int64_t(i - t.i0) * t.group * dq_stride_; }
 
   // to [cols, WIDTH] += rows [last - first, cols]ᵀ weights [last - first, WIDTH]
   template <int VECS>
@@ -174,8 +156,8 @@ class Gradients {
     for (; column + WIDTH <= dq_stride_; column += WIDTH)
       by_strips(task.rows(), [&]<int ROWS>(int r) {
         const int i = task.query(r), n = task.query(r + ROWS - 1) + 1 - i;
-        const int first = differences_.first_panel(scores, task.group, i, n);
-        const int last = differences_.last_panel(scores, task.group, i, n);
+        const int first = keys().panels().first(scores, task.group, i, n);
+        const int last = keys().panels().last(scores, task.group, i, n);
         if (first >= last) return;
         A* const to = dq(t, task.i0) + r * dq_stride_ + column;
         keys().finite ? add_strip<ROWS, VECS>(r, first, last, t.p.fwd.D, column, to)
@@ -214,17 +196,6 @@ class Gradients {
       }
   }
 
-  void store_queries(const BwdTask& t) const {
-    with_dtype<A>(t.p.fwd.dtype, t.p.d_q, [&]<class T>(T* d_q) {
-      for (int i = t.i0; i < t.i1; ++i)
-        for (int g = 0; g < t.group; ++g) {
-          T* const to = d_q + t.rows(i, 1).row_offset(t.p.d_q_stride, g);
-          const A* const from = dq(t, i) + g * dq_stride_;
-          for (int d = 0; d < t.p.fwd.D; d += L::COUNT)
-            L::store(to + d, L::load(from + d) * scales_[0], t.p.fwd.D - d);
-        }
-    });
-  }
   void store_keys(const BwdTask& t, int j0, int j1, void* tensor, const Strides& stride, int cols,
                   const A* from, const A* factor) const {
     with_dtype<A>(t.p.fwd.dtype, tensor, [&]<class T>(T* to) {
@@ -244,10 +215,9 @@ class Gradients {
   A* dq_;               // [rows of the task, dq_stride]
   A *dk_t_, *dv_t_;     // of the block, in panels: [D, PANEL], [Dv, PANEL]
   A *weights_, *dx_;    // of one panel, of every panel of the block: [rows of the tile, PANEL]
-  A* dy_;               // as dx_, if the mask wants it
-  A* alibi_;            // [rows of the tile, COUNT], Σ dY times the distance
-  MaskCells<A> cells_;
   bool writes_mask_;
+  MaskCells<A> cells_;
+  A* dy_;              // as dx_, for the mask
   A *ones_, *scales_;  // [PANEL]
 };
 
