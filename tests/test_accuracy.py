@@ -64,6 +64,43 @@ def test_gradients_at_1024_are_no_worse_than_torchs(dtype: torch.dtype, d: int, 
             assert a <= b, f"gradient of {n} on {backend.name}"
 
 
+# What the standard-normal cotangents of each part of the rows are multiplied by.
+COTANGENTS = {
+    "small": [2**-11],
+    "large": [2**11],
+    "small, then large": [2**-8, 2**8],
+    "large, then small": [2**8, 2**-8],
+    "some zero": [0, 2**-10, 0],
+}
+
+
+@pytest.mark.parametrize("sizes", COTANGENTS.values(), ids=COTANGENTS.keys())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_keep_their_precision_whatever_the_cotangents_size(
+    dtype: torch.dtype, sizes: list[float], cpu_backends: list[Backend]
+):
+    """Weights times cotangents are far below f16's range before they are summed."""
+    g = torch.Generator().manual_seed(0)
+    *inputs, d_o = (torch.randn(1, 2, 600, 64, generator=g).to(dtype) for _ in range(4))
+    for n, stretch in enumerate(d_o.split(-(-600 // len(sizes)), dim=2)):
+        stretch *= sizes[n]
+
+    def gradients(fn, type_):
+        leaves = [x.to(type_).requires_grad_() for x in inputs]
+        return torch.autograd.grad(fn(*leaves, is_causal=True), leaves, d_o.to(type_))
+
+    def size(x):
+        """Of the typical row, which large rows beside it must not hide."""
+        return float(x.square().mean(-1).sqrt().log2().clamp(min=-60).mean())
+
+    exact = gradients(reference, torch.float64)
+    for backend in cpu_backends:
+        with backend.context():
+            ours = gradients(attn_ext.attention, dtype)
+        for n, a, b in zip("qkv", ours, exact, strict=True):
+            assert size(a - b) <= size(b.to(dtype) - b) + 1, f"gradient of {n} on {backend.name}"
+
+
 FORWARD = """
     q, k, v = torch.randn(3, 1, 1, 16384, 64)
     before = peak()

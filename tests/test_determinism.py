@@ -50,6 +50,7 @@ SUMMED = [
     AttentionCase(sq=70, sk=131, hkv=1, mask="bias", softcap=3.0, sinks=True),
     AttentionCase(sq=210, sk=131, hq=6, hkv=3, mask="bias", window=(90, 30)),
     AttentionCase(sq=150, sk=1, d=128, dv=96, mask="infinite_bias"),
+    AttentionCase(b=1, sq=140, sk=290, hq=2, hkv=1, window=(150, 60)),  # past every block and tile
 ]
 
 

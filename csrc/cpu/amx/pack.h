@@ -25,6 +25,23 @@ ATX_HD __m512i load_halves(const T* p, int n) {
   return _mm512_maskz_loadu_epi16((1u << n) - 1, p);
 }
 
+ATX_HD int largest_lane(__m512i x) {
+  uint16_t lanes[32];
+  _mm512_storeu_si512(lanes, x);
+  int top = 0;
+  for (const uint16_t l : lanes) top = l > top ? l : top;
+  return top;
+}
+// The largest |number| of a row, as bits.
+template <class T>
+int largest(const T* row, int cols) {
+  __m512i top = _mm512_setzero_si512();
+  for (int c = 0; c < cols; c += TILE_DEPTH)
+    top = _mm512_max_epu16(
+        top, _mm512_and_si512(load_halves(row + c, cols - c), _mm512_set1_epi16(0x7fff)));
+  return largest_lane(top);
+}
+
 // 16 registers of 16 pairs, transposed, to rows to[0] ... to[15] of a tile.
 ATX_HD void transpose_pairs(const __m512i (&from)[16], __m512i (&to)[16]) {
   using L = Lanes<float>;
@@ -43,6 +60,25 @@ void pack_tile_rows(const T* const (&rows)[TILE_ROWS], int cols, T* to) {
     for (int c = 0; c < cols; c += TILE_DEPTH)
       _mm512_store_si512(to + c / TILE_DEPTH * TILE_HALVES + r * TILE_DEPTH,
                          load_halves(rows[r] ? rows[r] + c : nullptr, cols - c));
+}
+
+// 32 rows as pairs: tile t of `to`, at to + t * stride, is [16 pairs of rows, numbers 16 t ... 16 t
+// + 15]. cols is rounded up to an even number of tiles.
+template <class T>
+void pack_tile_pairs(const T* const (&rows)[TILE_DEPTH], int cols, T* to, int64_t stride) {
+  uint16_t index[2][TILE_DEPTH];
+  for (int l = 0; l < TILE_DEPTH; ++l)
+    for (int half = 0; half < 2; ++half)
+      index[half][l] = uint16_t(half * TILE_ROWS + l / 2 + l % 2 * TILE_DEPTH);
+  for (int c = 0; c < cols; c += TILE_DEPTH, to += 2 * stride)
+    for (int r = 0; r < TILE_PAIRS; ++r) {
+      const T *even = rows[2 * r], *odd = rows[2 * r + 1];
+      const __m512i x = load_halves(even ? even + c : nullptr, cols - c);
+      const __m512i y = load_halves(odd ? odd + c : nullptr, cols - c);
+      for (int half = 0; half < 2; ++half)
+        _mm512_store_si512(to + half * stride + r * TILE_DEPTH,
+                           _mm512_permutex2var_epi16(x, _mm512_loadu_si512(index[half]), y));
+    }
 }
 
 // 16 rows as columns of pairs: tile t of `to` is [pairs 16 t ... 16 t + 15, 16 rows].
@@ -87,11 +123,7 @@ int pack_transposed(const T* const* rows, int cols, T* to, int64_t stride) {
     store(low, 0);
     store(high, 4);
   }
-  uint16_t lanes[32];
-  _mm512_storeu_si512(lanes, largest);
-  int top = 0;
-  for (const uint16_t x : lanes) top = x > top ? x : top;
-  return top;
+  return largest_lane(largest);
 }
 
 }  // namespace atx::ATX_TARGET

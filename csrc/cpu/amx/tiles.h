@@ -69,25 +69,24 @@ struct Tiles {
   int64_t next, step = TILE_HALVES, row_bytes = 64;
 };
 
-// c [2, 2] tiles, at c + m * c_row + n * c_col: a[m] b[n], summed over `depth` tiles. SPLIT: each
-// row of b is followed by one of what is to be added to it.
-enum class Block { SET, ADD_SPLIT };
-template <class T, Block BLOCK>
+// c [2, 2] tiles, at c + m * c_row + n * c_col with rows C_BYTES apart: a[m] b[n], summed over
+// `depth` tiles. SPLIT: each row of b is followed by one of what is to be added to it.
+enum class Block { SET, ADD, ADD_SPLIT };
+template <class T, Block BLOCK, int C_BYTES = 64>
 ATX_HD void multiply_block(int depth, Tiles<T> a, Tiles<T> b, float* c, int64_t c_row,
                            int64_t c_col) {
-  constexpr int64_t ROW = 64;
   // The tile loads do not tell the compiler that they read memory.
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
-  if constexpr (BLOCK == Block::ADD_SPLIT) {
-    _tile_loadd(0, c, ROW);
-    _tile_loadd(1, c + c_col, ROW);
-    _tile_loadd(2, c + c_row, ROW);
-    _tile_loadd(3, c + c_row + c_col, ROW);
-  } else {
+  if constexpr (BLOCK == Block::SET) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+  } else {
+    _tile_loadd(0, c, C_BYTES);
+    _tile_loadd(1, c + c_col, C_BYTES);
+    _tile_loadd(2, c + c_row, C_BYTES);
+    _tile_loadd(3, c + c_row + c_col, C_BYTES);
   }
   for (int k = 0; k < depth; ++k, a.data += a.step, b.data += b.step) {
     _tile_loadd(4, a.data, a.row_bytes);
@@ -101,10 +100,10 @@ ATX_HD void multiply_block(int depth, Tiles<T> a, Tiles<T> b, float* c, int64_t 
       multiply_tiles<T>();
     }
   }
-  _tile_stored(0, c, ROW);
-  _tile_stored(1, c + c_col, ROW);
-  _tile_stored(2, c + c_row, ROW);
-  _tile_stored(3, c + c_row + c_col, ROW);
+  _tile_stored(0, c, C_BYTES);
+  _tile_stored(1, c + c_col, C_BYTES);
+  _tile_stored(2, c + c_row, C_BYTES);
+  _tile_stored(3, c + c_row + c_col, C_BYTES);
 }
 
 }  // namespace atx::ATX_TARGET
