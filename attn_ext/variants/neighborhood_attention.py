@@ -221,7 +221,7 @@ def cost(inputs: dict[str, Any]) -> Cost:
     q, k, v = inputs["query"], inputs["key"], inputs["value"]
     size = q.shape[-3:-1]
     keep = keep_mask(*size, inputs["kernel_size"], inputs.get("border", "shift"))
-    pairs = int(keep.sum()) * q[..., 0, 0, 0].numel()
+    pairs = int(keep.sum()) * q.shape[:-3].numel()
     o_numel = q[..., 0].numel() * v.shape[-1]
     moved = (q.numel() + k.numel() + v.numel() + o_numel) * q.element_size()
     return Cost(flops=2.0 * pairs * (q.shape[-1] + v.shape[-1]), bytes=float(moved))

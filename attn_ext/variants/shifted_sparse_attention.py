@@ -199,7 +199,7 @@ def cost(inputs: dict[str, Any]) -> Cost:
     q, k, v = inputs["query"], inputs["key"], inputs["value"]
     causal, wrap = inputs.get("is_causal", False), inputs.get("wrap", False)
     keep = keep_mask(q.shape[-3], q.shape[-2], inputs["group_size"], causal, wrap)
-    pairs = int(keep.sum()) * q[..., 0, 0, 0].numel()
+    pairs = int(keep.sum()) * q.shape[:-3].numel()
     o_numel = q[..., 0].numel() * v.shape[-1]
     moved = (q.numel() + k.numel() + v.numel() + o_numel) * q.element_size()
     return Cost(flops=2.0 * pairs * (q.shape[-1] + v.shape[-1]), bytes=float(moved))

@@ -231,7 +231,7 @@ def cost(inputs: dict[str, Any]) -> Cost:
     """Multiply-adds within windows, and every tensor read or written once."""
     q, k, v = inputs["query"], inputs["key"], inputs["value"]
     size, shift = inputs["window_size"], inputs.get("shift", (0, 0))
-    pairs = q[..., 0, 0, 0].numel()
+    pairs = q.shape[:-3].numel()
     for axis, n, by in zip((-3, -2), size, shift, strict=True):
         pairs *= sum(count * length**2 for count, length in cuts(q.shape[axis], n, by))
     o_numel = q[..., 0].numel() * v.shape[-1]

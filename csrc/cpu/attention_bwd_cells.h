@@ -17,8 +17,10 @@ class MaskCells {
   static bool share_heads(const AttentionBwdParams& p) {
     return p.d_mask_head == 0 && p.fwd.Hq > 1;
   }
-  // Sums are not formed in a narrower type than the accumulation's.
+  // Sums are not formed in a narrower type than the accumulation's. Without a head there is no task
+  // that would write the zeros of a shared mask.
   static bool serve(const AttentionBwdParams& p) {
+    if (p.fwd.B == 0 || p.fwd.Hq == 0) return false;
     const bool exact = p.fwd.mask.dtype == (sizeof(A) == 8 ? DType::f64 : DType::f32);
     return p.d_mask && p.d_mask_row != 0 && p.d_mask_col == 1 &&
            (exact || !(share_batch(p) || share_heads(p)));
