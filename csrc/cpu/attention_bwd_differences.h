@@ -39,7 +39,7 @@ struct RowStatistics {
 
 // The panels of a block of `keys` keys from j0 on.
 template <class A>
-struct Panels {
+struct KeyPanels {
   static constexpr int PANEL = BWD_PANEL<A>;
   int j0, keys;
 
@@ -74,22 +74,6 @@ struct Panels {
 template <class A, class Score>
 A missing_scale(const AttentionParams& p) {
   return Score::LINEAR ? A(p.scale) : 1;
-}
-
-// The part of a policy that depends on positions alone.
-template <class Score>
-ATX_HD const Score& without_mask(const Score& score) {
-  return score;
-}
-template <class A>
-ATX_HD const Window<A>& without_mask(const General<A>& score) {
-  return score;
-}
-
-template <class Score>
-bool full_without_mask(const Score* scores, int group, int i0, int i1, int j0, int j1) {
-  if constexpr (Score::SPARSE) return full(scores, group, i0, i1, j0, j1);
-  return without_mask(*scores).full(i0, i1, j0, j1);
 }
 
 // Rows of a mask lie so far apart that the hardware does not see the next one coming.

@@ -93,8 +93,8 @@ class Gradients {
   }
 
   Products products_;
-  Panels<A> panels_;  // of the block
-  A* alibi_;          // [rows of the tile, COUNT], Σ dY times the distance
+  KeyPanels<A> panels_;  // of the block
+  A* alibi_;             // [rows of the tile, COUNT], Σ dY times the distance
 };
 
 }  // namespace atx::ATX_TARGET

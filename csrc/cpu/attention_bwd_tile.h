@@ -37,7 +37,7 @@ struct KeyBlock {
     v_t = scratch.take<A>(int64_t(BWD_BLOCK_KV) * p.Dv);
   }
 
-  Panels<A> panels() const { return {j0, keys}; }
+  KeyPanels<A> panels() const { return {j0, keys}; }
   int width(int panel) const { return panel_width<A>(keys, panel); }
 
   void load(const Task& task, int first, int last) {

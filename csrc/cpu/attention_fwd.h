@@ -79,6 +79,22 @@ bool full(const Score* scores, int group, int i0, int i1, int j0, int j1) {
   return kept;
 }
 
+// The part of a policy that depends on positions alone.
+template <class Score>
+ATX_HD const Score& without_mask(const Score& score) {
+  return score;
+}
+template <class A>
+ATX_HD const Window<A>& without_mask(const General<A>& score) {
+  return score;
+}
+// Whether all heads of a group keep all of these pairs by position.
+template <class Score>
+bool full_without_mask(const Score* scores, int group, int i0, int i1, int j0, int j1) {
+  if constexpr (Score::SPARSE) return full(scores, group, i0, i1, j0, j1);
+  return without_mask(*scores).full(i0, i1, j0, j1);
+}
+
 // Keys [begin, end), multiplied at once.
 struct Stretch {
   int begin, end;

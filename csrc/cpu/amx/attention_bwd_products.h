@@ -181,7 +181,7 @@ class TileProducts {
   template <class Score>
   void finish_tile(const BwdTask& t, const Score* scores, const Task& task, int, int) {
     if (!t.of_queries || !t.p.d_q) return;
-    const Panels<float> panels = {j0_, j1_ - j0_};
+    const KeyPanels<float> panels = {j0_, j1_ - j0_};
     for (int row = 0; row < task.rows(); row += STRIP) {
       const int rest = task.rows() - row, i = task.query(row);
       const int queries = task.query(row + (rest < STRIP ? rest : STRIP) - 1) + 1 - i;
