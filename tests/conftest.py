@@ -30,9 +30,29 @@ def pytest_configure(config: pytest.Config) -> None:
         build_library()
 
 
-# By default gradients take one case of so many where it is slow (the emulator), or where another
-# target has the same source (every CPU but the widest).
+# By default some take one case of so many where it is slow (the emulator), or where another target
+# has the same source (every CPU but the widest): gradients, and variants made of another's op.
 SIMT_SHARE, CPU_SHARE = 9, 4
+
+
+def _runs(cases, names: list[str], every: int | None, chosen: bool, gradients: bool) -> list:
+    """Each case on each backend, or its share of them."""
+    widest = next(n for n in backends() if n.startswith("cpu-"))
+    first = {v.op: v.name for v in reversed(VARIANTS.values())}  # the op's own record
+
+    def share(variant, n: str) -> int:
+        if every or chosen or n == widest:
+            return every or 1
+        if not gradients and first[variant.op] == variant.name:
+            return 1
+        return SIMT_SHARE if n.startswith("simt") else CPU_SHARE
+
+    return [
+        pytest.param(v, c, backend(n), id=f"{v.name}-{c.name}-{n}")
+        for n in names
+        for at, (v, c) in enumerate(cases)
+        if at % share(v, n) == 0
+    ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,22 +60,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen, every = config.getoption("--backends"), config.getoption("--every")
     names = chosen.split(",") if chosen else [n for n in backends() if n != "ptx"]
     used = metafunc.fixturenames
-    if "gradient_case" in used:
-        cases = [(v, c) for v in VARIANTS.values() for c in v.cases if not c.poison]
-        widest = next(n for n in backends() if n.startswith("cpu-"))
-        share = {n: SIMT_SHARE if n.startswith("simt") else CPU_SHARE for n in names if n != widest}
-        runs = [
-            pytest.param(v, c, backend(n), id=f"{v.name}-{c.name}-{n}")
-            for n in names
-            for v, c in cases[:: every or (1 if chosen else share.get(n, 1))]
-        ]
-        metafunc.parametrize(("gradient_variant", "gradient_case", "backend"), runs)
-        return
-    if "case" in used and "variant" in used:
-        cases = [(v, c) for v in VARIANTS.values() for c in v.cases][:: every or 1]
-        ids = [f"{v.name}-{c.name}" for v, c in cases]
-        metafunc.parametrize(("variant", "case"), cases, ids=ids)
-    if "backend" in used:
+    gradients = "gradient_case" in used
+    if gradients or {"variant", "case", "backend"} <= {*used}:
+        cases = [(v, c) for v in VARIANTS.values() for c in v.cases if not (gradients and c.poison)]
+        of = "gradient_" if gradients else ""
+        runs = _runs(cases, names, every, bool(chosen), gradients)
+        metafunc.parametrize((f"{of}variant", f"{of}case", "backend"), runs)
+    elif "backend" in used:
         metafunc.parametrize("backend", [pytest.param(backend(n), id=n) for n in names])
 
 
