@@ -144,13 +144,25 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
   warp.keep_q();
   const auto before = [&](int j) { return tile_before<KV>(score, q0, q1, j); };
   const auto plain = [&](int j) { return j >= first && score.full(q0, q1, j, j + KV); };
-  for (int next; kv0 >= first; kv0 = next) {
-    next = before(kv0);
-    attend(warp, p, k_stream, v_stream, kv0, next, first);
-    if (!k_stream.chunked() || !v_stream.chunked()) continue;
-    for (int after; plain(next); next = after) {
-      after = before(next);
-      if (!attend_plain(warp, p, k_stream, v_stream, next, after, first)) break;
+  if constexpr (Score::SPARSE) {
+    for (int next; kv0 >= first; kv0 = next) {
+      next = before(kv0);
+      attend(warp, p, k_stream, v_stream, kv0, next, first);
+      if (!k_stream.chunked() || !v_stream.chunked()) continue;
+      for (int after; plain(next); next = after) {
+        after = before(next);
+        if (!attend_plain(warp, p, k_stream, v_stream, next, after, first)) break;
+      }
+    }
+  } else {
+    // The same with one position in a register: with two, Window spilled on sm_90a at D 128.
+    for (; kv0 >= first; kv0 -= KV) {
+      attend(warp, p, k_stream, v_stream, kv0, kv0 - KV, first);
+      if (!k_stream.chunked() || !v_stream.chunked()) continue;
+      const auto pass = [&](int j) {
+        return attend_plain(warp, p, k_stream, v_stream, j, j - KV, first);
+      };
+      while (plain(kv0 - KV) && pass(kv0 - KV)) kv0 -= KV;
     }
   }
 

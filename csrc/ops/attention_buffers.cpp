@@ -46,7 +46,8 @@ class Buffers {
          m.data,
          itemsize,
          4,
-         {p_.B, p_.Hq, p_.Sq, p_.Sk},
+         // What is shared exists once, even where nobody shares it.
+         {m.batch ? p_.B : 1, m.head ? p_.Hq : 1, m.row ? p_.Sq : 1, m.col ? p_.Sk : 1},
          {m.batch, m.head, m.row, m.col},
          writable});
   }
