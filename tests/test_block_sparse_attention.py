@@ -129,19 +129,15 @@ def test_a_long_window_takes_memory_of_its_window_only():
     assert largest < 16 * q.numel() * 4  # outputs and gradients; S x S floats: 1 GB
 
 
-def corrupted(mask, **changes):
-    return dataclasses.replace(mask, **changes)
-
-
 MASK = random_mask(1, 1, 70, 70, block_size=32)
 BAD = {
     "another length": (random_mask(1, 1, 64, 70, block_size=32), "expected an int32 block_mask"),
     "more heads": (random_mask(1, 3, 70, 70, block_size=32), "expected an int32 block_mask"),
     "parts out of order": (
-        corrupted(MASK, first_part=MASK.first_part + 1),
+        dataclasses.replace(MASK, first_part=MASK.first_part + 1),
         "numbered in order",
     ),
-    "missing bits": (corrupted(MASK, bits=MASK.bits[:-1]), "numbered in order"),
+    "missing bits": (dataclasses.replace(MASK, bits=MASK.bits[:-1]), "numbered in order"),
     "no mask": (MASK.to_dense(), "expected a BlockMask; got Tensor"),
 }
 

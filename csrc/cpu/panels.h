@@ -49,7 +49,8 @@ class Panels {
     const int i1 = task.i0 + task.queries;
     const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
     const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
-    for (int j = next(0), j1; j < end(task.seq.sk); j = next(j1)) {
+    const int last = end(task.seq.sk);
+    for (int j = next(0), j1; j < last; j = next(j1)) {
       const int j0 = align_key(j);
       j1 = end(j0 / BLOCK_KV * BLOCK_KV + BLOCK_KV);
       load_tile(task, j0, j1);

@@ -39,7 +39,8 @@ class FewRows {
     const int i1 = task.i0 + task.queries;
     const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
     const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
-    for (int j = next(0), j1; j < end(task.seq.sk); j = next(j1)) {
+    const int last = end(task.seq.sk);
+    for (int j = next(0), j1; j < last; j = next(j1)) {
       const int tile = j / BLOCK_KV * BLOCK_KV;
       j1 = end(tile + BLOCK_KV);
       const int keys = j1 - j;

@@ -61,7 +61,8 @@ class TilePanels {
     constexpr int LAID_OUT = Score::SPARSE ? KEY_TILE : CHUNK;
     const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
     const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
-    for (int j = next(0), c1; j < end(task.seq.sk); j = next(c1)) {
+    const int last = end(task.seq.sk);
+    for (int j = next(0), c1; j < last; j = next(c1)) {
       const int c0 = align_key(j);
       c1 = end(c0 / LAID_OUT * LAID_OUT + LAID_OUT);
       load_chunk(task, c0, c1 - c0);
