@@ -74,4 +74,10 @@ struct Dropout {
   }
 };
 
+// What the weights that dropout keeps are multiplied by; 1 without dropout.
+template <class A>
+ATX_HD A kept_factor(const AttentionParams& p) {
+  return p.dropout > 0 ? Dropout<A>(p, 0).kept : A(1);
+}
+
 }  // namespace atx::ATX_TARGET

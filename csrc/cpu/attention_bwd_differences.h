@@ -119,7 +119,7 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
   const Task& task = c.task;
   const A unit = log2_unit<A, Score>(task.p);
   const bool drop = task.p.dropout > 0;
-  const A kept = drop ? Dropout<A>(task.p, task.b).kept : 1;
+  const A kept = kept_factor<A>(task.p);
   const Float none = L::all(0);
   const RowStatistics<A> rows = c.rows;  // its own copy, too
   for (int r = c.first, i = task.query(r), g = r % task.group; r < c.last; ++r) {
@@ -142,9 +142,7 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
       if (drop) weight_gradient = kept_bits.kept(r, j - c.block, weight_gradient * kept);
       Float weight = Exp::of(y * unit - log2_sum);
       Float dy = weight * (weight_gradient - delta), dx = dy;
-      if constexpr (!Score::LINEAR) {
-        dx *= score.template derivative<L>(product);
-      }
+      if constexpr (!Score::LINEAR) dx *= score.template derivative<L>(product);
       if (drop) weight = kept_bits.kept(r, j - c.block, weight * kept);
       const auto keep = [&](typename L::Bool seen) {
         weight = L::select(seen, weight, none);

@@ -1,7 +1,7 @@
 // dmask = dY, summed over the dimensions that the mask has not; attention_bwd_cells.h has the cases
-// that need no pass of their own. A task owns the cells of a tile of
-// rows and a block of keys: it recomputes dY of every tile that they serve, in a fixed order, adds
-// them up place by place, at the end folds the places of each cell, and writes it once.
+// that need no pass of their own. A task owns the cells of a tile of rows and a block of keys: it
+// recomputes dY of every tile that they serve, in a fixed order, adds them up place by place, at
+// the end folds the places of each cell, and writes it once.
 #pragma once
 #include "csrc/cpu/attention_bwd.h"
 #include "csrc/cpu/attention_bwd_tile.h"

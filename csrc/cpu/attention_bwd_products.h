@@ -75,20 +75,17 @@ class Products {
     if (writes_mask_) clear_rest(dy);
     if (first >= last) return;
 
-    differences_.template compute<VECS>(task, scores, n, first, last, weights_, dx,
-                                        [&](int r, int v, Float weight, Float y, Float x) {
-                                          const int at = (r * VECS + v) * L::COUNT;
-                                          L::store(weights_ + at, weight);
-                                          L::store(dx + at, x);
-                                          if constexpr (!Score::LINEAR) {
-                                            if (writes_mask_) {
-                                              cells_.prefetch(r,
-                                                              keys().j0 + n * PANEL + v * L::COUNT);
-                                              L::store(dy + at, y);
-                                            }
-                                          }
-                                          also(r, v, y);
-                                        });
+    const int j = keys().j0 + n * PANEL;
+    const auto emit = [&](int r, int v, Float weight, Float y, Float x) {
+      const int at = (r * VECS + v) * L::COUNT;
+      L::store(weights_ + at, weight);
+      L::store(dx + at, x);
+      if constexpr (!Score::LINEAR) {
+        if (writes_mask_) cells_.prefetch(r, j + v * L::COUNT), L::store(dy + at, y);
+      }
+      also(r, v, y);
+    };
+    differences_.template compute<VECS>(task, scores, n, first, last, weights_, dx, emit);
     if (!t.of_keys) return;
     const AttentionParams& p = t.p.fwd;
     const int64_t at = int64_t(n) * PANEL;

@@ -5,9 +5,9 @@
 // stretch of queries form the statistics of rows, and tasks of a block of keys those of columns: S
 // is formed twice, with the same arithmetic in the same order, so that the bits do not depend on
 // the choice.
-// All four statistics in the time of attention_fwd, one thread, B1 H8 S2048, best of 9
-// rounds on a busy machine: AVX2 f32 D 64 0.66,
-// causal 0.62, bf16 D 128 0.57; AVX-512 f32 D 64 0.65, bf16 D 128 0.55.
+// All four statistics in the time of attention_fwd, one thread, B1 H8 S2048, best of 9 rounds on a
+// busy machine: AVX2 f32 D 64 0.66, causal 0.62, bf16 D 128 0.57; AVX-512 f32 D 64 0.65, bf16 D 128
+// 0.55.
 #include "csrc/cpu/attention_stats.h"
 
 #include "csrc/cpu/attention_stats_tile.h"

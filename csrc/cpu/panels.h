@@ -172,7 +172,7 @@ class Panels {
 
   void store_rows(const Task& task) {
     const AttentionParams& p = task.p;
-    const A kept = p.dropout > 0 ? Dropout<A>(p, task.b).kept : 1;
+    const A kept = kept_factor<A>(p);
     for (int r = 0; r < task.rows(); ++r) sum_[r] = kept * finish_row(task, r, max_[r], sum_[r]);
     with_dtype<A>(p.dtype, p.o, [&]<class T>(T* o) {
       for (int row = 0; row < task.rows(); row += L::COUNT) {

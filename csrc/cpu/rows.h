@@ -213,7 +213,7 @@ class FewRows {
 
   void store_rows(const Task& task) {
     const AttentionParams& p = task.p;
-    const A kept = p.dropout > 0 ? Dropout<A>(p, task.b).kept : 1;
+    const A kept = kept_factor<A>(p);
     with_dtype<A>(p.dtype, p.o, [&]<class T>(T* o) {
       for (int r = 0; r < task.rows(); ++r) {
         T* const to = o + task.row_offset(p.o_stride, r);

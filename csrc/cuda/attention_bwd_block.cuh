@@ -106,7 +106,7 @@ struct Pairs {
   const float kept;       // what dropout multiplies the weights by that it keeps
 
   __device__ __forceinline__ Pairs(const Score& score, const AttentionParams& p, int sq)
-      : score(score), sq(sq), unit_log2(float(p.scale) * LOG2_E), kept(kept_factor(p)) {}
+      : score(score), sq(sq), unit_log2(float(p.scale) * LOG2_E), kept(kept_factor<float>(p)) {}
 
   // The factor of every dX that product leaves out.
   __device__ __forceinline__ static float unit(const AttentionParams& p) {

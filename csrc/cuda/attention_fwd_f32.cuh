@@ -125,7 +125,7 @@ struct F32Lane {
         const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
         kept = kept_pairs<ROWS, KEYS>(
             p, block.b, block.h, [&](int i, int j) { return Pair{q0 + row(i), kv0 + key(j)}; });
-        factor = kept_factor(p);
+        factor = kept_factor<float>(p);
       }
     }
 #pragma unroll

@@ -211,7 +211,7 @@ struct AttentionWarp {
       const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
       const uint32_t kept = kept_pairs<ROWS, COLS>(p, block.b, block.h,
                                                    [&](int r, int c) { return pair(r, c, kv0); });
-      const float factor = kept_factor(p);
+      const float factor = kept_factor<float>(p);
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
 #pragma unroll

@@ -11,11 +11,6 @@ struct Pair {
   int i, j;  // query, key
 };
 
-// What the weights that dropout keeps are multiplied by.
-__device__ __forceinline__ float kept_factor(const AttentionParams& p) {
-  return p.dropout > 0 ? Dropout<float>(p, 0).kept : 1.f;
-}
-
 // One bit for each pair of a lane's grid of ROWS x COLS, set where dropout keeps its weight.
 // place(r, c) is the pair's query and key.
 template <int ROWS, int COLS, class Place>

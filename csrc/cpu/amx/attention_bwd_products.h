@@ -110,7 +110,7 @@ class TileProducts {
     const AttentionParams& f = t.p.fwd;
     scale_ = missing_scale<float, Score>(f);
     const float slope = Score::LINEAR ? 1 : float(::fabs(f.scale));  // the most of dX / dY
-    const float kept = f.dropout > 0 && f.dropout < 1 ? float(1 / (1 - f.dropout)) : 1;
+    const float kept = kept_factor<float>(f);
     weight_unit_ = Unit<T>::for_bound(kept);
     product_bound_ = slope * kept * f.Dv, delta_bound_ = slope;
     if (!t.of_queries) return;
