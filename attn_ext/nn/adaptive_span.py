@@ -56,7 +56,6 @@ class AdaptiveSpanAttention(GroupedQueryAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Allocate the projections and the spans, and initialize them."""
-        kv_heads = heads if kv_heads is None else kv_heads
         super().__init__(embed_dim, heads, kv_heads, bias=bias, device=device, dtype=dtype)
         self.max_span, self.ramp = max_span, ramp
         share = torch.full((heads,), initial_share, device=device, dtype=dtype)
@@ -94,7 +93,7 @@ class AdaptiveSpanAttention(GroupedQueryAttention):
             is_causal=is_causal,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return self.out_proj(o.transpose(-3, -2).flatten(-2))
+        return self._join(o)
 
     def extra_repr(self) -> str:
         """The numbers that the projections do not show."""

@@ -22,7 +22,7 @@ class GroupedQueryAttention(nn.Module):
     Args:
         embed_dim: width of the queries and of the result; a multiple of `heads`.
         heads: Hq.
-        kv_heads: Hkv, a divisor of `heads`.
+        kv_heads: Hkv, a divisor of `heads`; `None`: `heads`.
         kdim: width of the tensors that keys are made of; `None`: `embed_dim`.
         vdim: width of the tensors that values are made of; `None`: `kdim`.
         head_dim: D; `None`: `embed_dim // heads`.
@@ -53,7 +53,7 @@ class GroupedQueryAttention(nn.Module):
         self,
         embed_dim: int,
         heads: int,
-        kv_heads: int,
+        kv_heads: int | None,
         *,
         kdim: int | None = None,
         vdim: int | None = None,
@@ -66,6 +66,7 @@ class GroupedQueryAttention(nn.Module):
         """Allocate the projections and initialize them."""
         super().__init__()
         name = type(self).__name__
+        kv_heads = heads if kv_heads is None else kv_heads
         if head_dim is None and embed_dim % heads:
             raise ValueError(
                 f"{name}: expected embed_dim a multiple of heads; got {embed_dim} and {heads}. "
@@ -145,7 +146,7 @@ class GroupedQueryAttention(nn.Module):
             self._split(self.k_proj(key)),
             self._split(self.v_proj(value)),
             attn_mask,
-            self.dropout if self.training else 0.0,
+            self._dropout_p,
             is_causal=is_causal,
             scale=scale,
             enable_gqa=self.heads != self.kv_heads,
@@ -157,7 +158,7 @@ class GroupedQueryAttention(nn.Module):
             return_lse=return_lse,
         )
         o, lse = result if return_lse else (result, None)
-        y = self.out_proj(o.transpose(-3, -2).flatten(-2))
+        y = self._join(o)
         return (y, lse) if return_lse else y
 
     def extra_repr(self) -> str:
@@ -211,6 +212,14 @@ class GroupedQueryAttention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         """[..., S, H D] as [..., H, S, D], without a copy."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+
+    def _join(self, o: Tensor) -> Tensor:
+        """[..., H, S, D] as [..., S, H D], projected."""
+        return self.out_proj(o.transpose(-3, -2).flatten(-2))
+
+    @property
+    def _dropout_p(self) -> float:
+        return self.dropout if self.training else 0.0
 
 
 class MultiHeadAttention(GroupedQueryAttention):

@@ -54,7 +54,7 @@ class GlobalLocalAttention(GroupedQueryAttention):
         super().__init__(
             embed_dim,
             heads,
-            heads if kv_heads is None else kv_heads,
+            kv_heads,
             head_dim=head_dim,
             bias=bias,
             dropout=dropout,
@@ -91,7 +91,7 @@ class GlobalLocalAttention(GroupedQueryAttention):
             global_index,
             self.window_size,
             key_mask,
-            self.dropout if self.training else 0.0,
+            self._dropout_p,
             enable_gqa=self.heads != self.kv_heads,
             global_query=self._split(self.global_q_proj(tokens)),
             global_key=self._split(self.global_k_proj(x)),

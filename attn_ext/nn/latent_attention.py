@@ -58,7 +58,7 @@ class LatentAttention(GroupedQueryAttention):
         super().__init__(
             embed_dim,
             heads,
-            heads if kv_heads is None else kv_heads,
+            kv_heads,
             kdim=kdim,
             head_dim=head_dim,
             bias=bias,
@@ -93,10 +93,10 @@ class LatentAttention(GroupedQueryAttention):
             self._split(self.q_proj(x)),
             self.latent_key,
             attn_mask,
-            self.dropout if self.training else 0.0,
+            self._dropout_p,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return self.out_proj(o.transpose(-3, -2).flatten(-2))
+        return self._join(o)
 
 
 class PerceiverAttention(nn.Module):

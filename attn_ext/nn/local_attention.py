@@ -54,7 +54,7 @@ class LocalAttention(GroupedQueryAttention):
         super().__init__(
             embed_dim,
             heads,
-            heads if kv_heads is None else kv_heads,
+            kv_heads,
             head_dim=head_dim,
             bias=bias,
             dropout=dropout,
@@ -88,14 +88,14 @@ class LocalAttention(GroupedQueryAttention):
             self._split(self.v_proj(x)),
             self.window_size,
             attn_mask,
-            self.dropout if self.training else 0.0,
+            self._dropout_p,
             self.is_causal,
             enable_gqa=self.heads != self.kv_heads,
             dilation=self.dilation,
             alibi_slopes=alibi_slopes,
             sinks=sinks,
         )
-        return self.out_proj(o.transpose(-3, -2).flatten(-2))
+        return self._join(o)
 
     def extra_repr(self) -> str:
         """What the projections do not show."""

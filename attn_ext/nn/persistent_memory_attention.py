@@ -52,7 +52,7 @@ class PersistentMemoryAttention(GroupedQueryAttention):
         super().__init__(
             embed_dim,
             heads,
-            heads if kv_heads is None else kv_heads,
+            kv_heads,
             head_dim=head_dim,
             bias=bias,
             dropout=dropout,
@@ -92,10 +92,10 @@ class PersistentMemoryAttention(GroupedQueryAttention):
             self.memory_key,
             self.memory_value,
             attn_mask,
-            self.dropout if self.training else 0.0,
+            self._dropout_p,
             is_causal,
             enable_gqa=self.heads != self.kv_heads,
             window_size=window_size,
             alibi_slopes=alibi_slopes,
         )
-        return self.out_proj(o.transpose(-3, -2).flatten(-2))
+        return self._join(o)
