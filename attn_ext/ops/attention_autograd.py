@@ -28,14 +28,14 @@ def _setup_dense(ctx, inputs, output):
 
 def _dense(ctx, d_o, d_lse):
     q, k, v, mask, alibi, sinks, seed, o, lse = ctx.saved_tensors
-    wanted = _wanted(ctx.needs_input_grad, _DENSE)
+    wanted = wanted_bits(ctx.needs_input_grad, _DENSE)
     if (d_o is None and d_lse is None) or not wanted:
         return (None,) * len(ctx.needs_input_grad)
     batch, hq = o.shape[:-3], heads_of(o)
     hkv = max(heads_of(k), heads_of(v)) if min(heads_of(k), heads_of(v)) else 0
     grads = call(
         "attention_bwd",
-        flat_heads(_cotangent(d_o, o), batch, hq),
+        flat_heads(cotangent(d_o, o), batch, hq),
         None if d_lse is None else flat_rows(d_lse, batch, hq),
         flat_heads(q, batch, hq),
         flat_heads(k, batch, hkv),
@@ -62,12 +62,12 @@ def _setup_varlen(ctx, inputs, output):
 
 def _varlen(ctx, d_o, d_lse):
     q, k, v, cu_q, cu_k, alibi, sinks, seed, o, lse = ctx.saved_tensors
-    wanted = _wanted(ctx.needs_input_grad, _VARLEN)
+    wanted = wanted_bits(ctx.needs_input_grad, _VARLEN)
     if (d_o is None and d_lse is None) or not wanted:
         return (None,) * len(ctx.needs_input_grad)
     grads = call(
         "varlen_attention_bwd",
-        _cotangent(d_o, o),
+        cotangent(d_o, o),
         None if d_lse is None else d_lse.contiguous(),
         *(q, k, v, o, lse, cu_q, cu_k, alibi, sinks, seed),
         *ctx.options,
@@ -79,7 +79,8 @@ def _varlen(ctx, d_o, d_lse):
     )
 
 
-def _wanted(needs: tuple[bool, ...], places: tuple[int, ...]) -> int:
+def wanted_bits(needs: tuple[bool, ...], places: tuple[int, ...]) -> int:
+    """A bit per place, set where an input there needs its gradient."""
     return sum(1 << n for n, place in enumerate(places) if needs[place])
 
 
@@ -92,7 +93,7 @@ def _at_inputs(ctx, places, grads, to_input) -> tuple[Tensor | None, ...]:
     return tuple(found)
 
 
-def _cotangent(d_o: Tensor | None, o: Tensor) -> Tensor:
+def cotangent(d_o: Tensor | None, o: Tensor) -> Tensor:
     """A cotangent as kernels read it: of sum() it is one number, expanded."""
     if d_o is None:
         return torch.zeros_like(o)

@@ -71,7 +71,7 @@ def _attention_bwd(
     if attn_mask is not None:
         d_mask = attn_mask.new_empty([1] * (4 - attn_mask.dim()) + list(attn_mask.shape))
     per_head = (_per_head(q, q.shape[0], q.shape[1]) for _ in range(2))
-    return _wanted(wanted, q, *(_like(x) for x in (q, k, v)), d_mask, *per_head)
+    return of_wanted(wanted, q, *(like(x) for x in (q, k, v)), d_mask, *per_head)
 
 
 @torch.library.register_fake("attn_ext::varlen_attention_bwd")
@@ -82,19 +82,22 @@ def _varlen_attention_bwd(
     tensors = (d_o, d_lse, k, v, o, lse, cu_q, cu_k, alibi_slopes, sinks, seed)
     _check_devices("varlen_attention_bwd", q, *tensors)
     per_head = (_per_head(q, cu_q.shape[0] - 1, q.shape[1]) for _ in range(2))
-    return _wanted(wanted, q, *(x.new_empty(x.shape) for x in (q, k, v)), *per_head)
+    return of_wanted(wanted, q, *(x.new_empty(x.shape) for x in (q, k, v)), *per_head)
 
 
-def _like(x: Tensor) -> Tensor:
-    """As x, a transposed [B, S, H, D] tensor if that is one, else contiguous."""
+def like(x: Tensor, width: int | None = None) -> Tensor:
+    """As x, of another width: a transposed [B, S, H, D] tensor if that is one, else contiguous."""
+    b, h, s, d = x.shape
+    width = d if width is None else width
     if x.stride(1) >= x.stride(2):
-        return x.new_empty(x.shape)
-    return x.new_empty([x.shape[0], x.shape[2], x.shape[1], x.shape[3]]).transpose(1, 2)
+        return x.new_empty([b, h, s, width])
+    return x.new_empty([b, s, h, width]).transpose(1, 2)
 
 
 def _per_head(q: Tensor, batch: int, heads: int) -> Tensor:
     return q.new_empty([batch, heads], dtype=accumulation_dtype(q))
 
 
-def _wanted(wanted: int, q: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
+def of_wanted(wanted: int, q: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
+    """The results whose bit is set, the others empty."""
     return tuple(x if wanted >> n & 1 else q.new_empty([0]) for n, x in enumerate(results))

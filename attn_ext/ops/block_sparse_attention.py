@@ -10,7 +10,8 @@ from torch import Tensor
 from attn_ext.block_mask import BlockMask
 from attn_ext.ops import attention_double_backward as double_backward
 from attn_ext.ops.attention import no_tangents
-from attn_ext.ops.attention_fakes import accumulation_dtype
+from attn_ext.ops.attention_autograd import cotangent, wanted_bits
+from attn_ext.ops.attention_fakes import accumulation_dtype, like, of_wanted
 from attn_ext.ops.differentiable import autograd_of, call, keep_arguments, register
 from attn_ext.ops.leading import flat_heads, flat_rows
 
@@ -31,17 +32,9 @@ def block_sparse_attention_fwd(*arguments) -> tuple[Tensor, Tensor]:
     return call(f"{OP}_fwd", *arguments)
 
 
-def _like(x: Tensor, width: int) -> Tensor:
-    """[B, H, S, width], laid out as x where that is a transposed [B, S, H, D] tensor."""
-    b, h, s, _ = x.shape
-    if x.stride(1) >= x.stride(2):
-        return x.new_empty(b, h, s, width)
-    return x.new_empty(b, s, h, width).transpose(1, 2)
-
-
 @torch.library.register_fake(f"attn_ext::{OP}_fwd")
 def _fake_fwd(q, k, v, visited, full, visited_t, first_part, bits, sinks, bq, bkv, scale):
-    return _like(q, v.shape[-1]), q.new_empty(q.shape[:3], dtype=accumulation_dtype(q))
+    return like(q, v.shape[-1]), q.new_empty(q.shape[:3], dtype=accumulation_dtype(q))
 
 
 @torch.library.register_fake(f"attn_ext::{OP}_bwd")
@@ -49,9 +42,8 @@ def _fake_bwd(
     d_o, d_lse, q, k, v, o, lse, visited, full, visited_t, first_part, bits, sinks, bq, bkv, scale,
     wanted,
 ):  # fmt: skip
-    results = [_like(x, x.shape[-1]) for x in (q, k, v)]
-    results.append(q.new_empty(q.shape[:2], dtype=accumulation_dtype(q)))
-    return tuple(x if wanted >> n & 1 else q.new_empty(0) for n, x in enumerate(results))
+    d_sinks = q.new_empty(q.shape[:2], dtype=accumulation_dtype(q))
+    return of_wanted(wanted, q, like(q), like(k), like(v), d_sinks)
 
 
 _DIFFERENTIABLE = (0, 1, 2, 8)  # q, k, v, sinks
@@ -67,14 +59,13 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, d_o, d_lse):
     *tensors, o, lse = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    wanted = sum(1 << n for n, place in enumerate(_DIFFERENTIABLE) if needs[place])
+    wanted = wanted_bits(needs, _DIFFERENTIABLE)
     if (d_o is None and d_lse is None) or not wanted:
         return (None,) * len(needs)
-    d_o = torch.zeros_like(o) if d_o is None else d_o
     batch, heads = o.shape[:1], o.shape[1]
     grads = call(
         f"{OP}_bwd",
-        d_o if d_o.shape[-1] == 1 or d_o.stride(-1) == 1 else d_o.contiguous(),
+        cotangent(d_o, o),
         None if d_lse is None else flat_rows(d_lse, batch, heads),
         *(flat_heads(x, batch, x.shape[1]) for x in tensors[:3]),
         o,

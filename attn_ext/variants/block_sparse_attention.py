@@ -11,6 +11,7 @@ from attn_ext.block_mask import BlockMask
 from attn_ext.ops import block_sparse_attention as ops
 from attn_ext.ops.attention import compiled_reasons, default_scale
 from attn_ext.ops.leading import flat_heads, heads_of
+from attn_ext.variants import attention as dense
 from attn_ext.variants.cases import AttentionCase
 from attn_ext.variants.record import Cost, Variant
 
@@ -161,28 +162,16 @@ def reference(
 
     It reads the words of the mask itself, one pair at a time.
     """
-    keep = _written_out(block_mask)
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    score = query @ key.transpose(-1, -2) * scale
-    keep = keep.expand(-1 if score.dim() == 4 else 1, *score.shape[-3:]).expand(
-        math.prod(score.shape[:-3]), *score.shape[-3:]
+    return dense.reference(
+        query,
+        key,
+        value,
+        _written_out(block_mask),
+        scale=scale,
+        enable_gqa=enable_gqa,
+        sinks=sinks,
+        return_lse=return_lse,
     )
-    keep = keep.reshape(score.shape)
-    score = score.masked_fill(~keep, -math.inf)
-    empty = ~keep.any(-1)
-    lse = score.masked_fill(empty[..., None], 0).logsumexp(-1) if keep.shape[-1] else score.sum(-1)
-    lse = lse.masked_fill(empty, -math.inf)
-    if sinks is not None:
-        lse = torch.logaddexp(lse, sinks.to(score)[..., None].expand_as(lse))
-    weight = torch.exp(score - lse.masked_fill(lse == -math.inf, 0)[..., None])
-    if bool(torch.isfinite(value).all()):
-        out = weight @ value
-    else:  # 0 · nan is nan, but a masked value must not count
-        out = torch.where(keep[..., None], weight[..., None] * value[..., None, :, :], 0).sum(-2)
-    return (out, lse) if return_lse else out
 
 
 def _written_out(mask: BlockMask) -> Tensor:
