@@ -33,7 +33,7 @@ def block_sparse_attention(
         O_i = \sum_{j:\, \mathrm{keep}(i, j)} \mathrm{softmax}_j(s\, q_i \cdot k_j)\, v_j
 
     Blocks of pairs that keep none are never read, full ones run without a mask, and partial ones
-    carry a bit per pair, so any mask at all can be expressed and costs what it keeps.
+    carry a bit per pair, so any mask at all can be expressed; the visited blocks decide the cost.
 
     Args:
         query: `[..., Hq, Sq, D]`; float64 (CPU only), float32, bfloat16 or float16. Any strides
@@ -276,7 +276,7 @@ VARIANT = Variant(
     why_not=why_not,
     cases=_cases(),
     cost=cost,
-    summary="any mask, by blocks: cost follows what is kept",
+    summary="any mask, by blocks: cost follows the visited ones",
     paper="Child et al. 2019, arXiv:1904.10509",
     op="block_sparse_attention_fwd",
 )
