@@ -3,8 +3,8 @@
 // CPU, one thread, H2 S4096, blocks of 128, at random, time over dense attention's: f32
 // (AVX-512) 1.00 to 1.01 with all blocks, 0.53 to 0.56 with 51 % of them, 0.28 to 0.29 with 25 %,
 // 0.11 to 0.12 with 9 %, 0.03 to 0.04 with 1.5 %; bf16 (AMX) 0.99 to 1.03, 0.55 to 0.59, 0.32 to
-// 0.35, 0.16 to 0.17, 0.08 to 0.09. D 64 and 128, forward alone and with the backward. Where the rest goes
-// was not taken apart.
+// 0.35, 0.16 to 0.17, 0.08 to 0.09. D 64 and 128, forward alone and with the backward. Where the
+// rest goes was not taken apart.
 #pragma once
 #include "bits.h"
 #include "score.h"
