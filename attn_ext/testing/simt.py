@@ -55,7 +55,7 @@ class _Build:
 
 
 BUILDS = {
-    "plain": _Build("-O2", "-O2"),
+    "plain": _Build("-O2", "-O1"),
     # The calls that -fsanitize=thread puts before every load and store go to the machine's own
     # analysis. Without vectorizing and splitting, a 16-byte access in the source stays one.
     "hooks": _Build(
