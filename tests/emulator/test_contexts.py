@@ -85,6 +85,7 @@ def test_asan_needs_its_environment():
         pass
 
 
+@pytest.mark.nvcc
 @needs_ptx
 @pytest.mark.parametrize(
     ("kernel", "plant", "message"),
