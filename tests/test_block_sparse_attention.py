@@ -86,6 +86,25 @@ def test_compiles_with_gradients():
     assert all(map(torch.equal, torch.autograd.grad(compiled(*inputs), inputs), expected))
 
 
+def test_vmap_and_its_gradients():
+    q, k, v = normal(3, 2, 2, 40, 8), normal(2, 2, 40, 8, seed=1), normal(2, 3, 2, 40, 8, seed=2)
+    mask = random_mask(1, 2, 40, 40, block_size=32)
+
+    def fn(q, k, v):
+        return block_sparse_attention(q, k, v, mask, return_lse=True)
+
+    def per_sample(*tensors):
+        return torch.func.grad(lambda *x: fn(*x)[0].sin().sum(), (0, 1, 2))(*tensors)
+
+    for f in (fn, per_sample):
+        found = torch.vmap(f, (0, None, 1))(q, k, v)
+        expected = zip(*(f(q[n], k, v[:, n]) for n in range(3)), strict=True)
+        torch.testing.assert_close(found, tuple(map(torch.stack, expected)))
+    own = random_mask(2, 2, 40, 40, block_size=32)
+    with pytest.raises(RuntimeError, match="expected under vmap a mask of batch 1"):
+        torch.vmap(lambda q: block_sparse_attention(q, k, k, own))(q)
+
+
 def test_autocast_casts_the_inputs():
     q, k, v = qkv(1, 2, 70, 16)
     mask = random_mask(1, 1, 70, 70, block_size=32)

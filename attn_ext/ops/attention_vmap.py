@@ -37,6 +37,20 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
+def merged_batch(
+    x: Tensor | None, dim: int | None, size: int, batch: int, rank: int
+) -> Tensor | None:
+    """A tensor [B or 1 or absent, ...], mapped or not, as [V B, ...] of `rank` dimensions.
+
+    One of rank 3 is contiguous: lse and what is laid out as it.
+    """
+    if x is None:
+        return None
+    x = _ranked(_first(x, dim, size), rank)
+    x = x.expand(size, batch, *x.shape[2:]).flatten(0, 1)
+    return x.contiguous() if rank == 3 else x
+
+
 def dense_fwd(info, dims, *arguments):
     """attention_fwd with V as its first batch dimension."""
     *tensors, _, dropout = arguments[:8]
@@ -60,32 +74,20 @@ def dense_bwd(info, dims, *arguments):
     *tensors, _, dropout = arguments[:12]
     _no_dropout("attention", dropout)
     wanted, size = arguments[-1], info.batch_size
-    first = [_first(x, dim, size) for x, dim in zip(tensors, dims, strict=False)]
-    batch = first[2].shape[1]  # q's
-
-    def merged(x: Tensor | None, rank: int) -> Tensor | None:
-        """[V, B or 1 or absent, ...] as [V B, ...], of `rank` dimensions."""
-        if x is None:
-            return None
-        x = _ranked(x, rank)
-        return x.expand(size, batch, *x.shape[2:]).flatten(0, 1)
-
-    d_o, d_lse, q, k, v, o, lse, mask, alibi, sinks = first
+    batch = _first(tensors[2], dims[2], size).shape[1]  # q's
+    ranks = (4, 3, 4, 4, 4, 4, 3, 4, 2, 2)
     found = call(
         "attention_bwd",
-        merged(d_o, 4),
-        _contiguous(merged(d_lse, 3)),
-        *(merged(x, 4) for x in (q, k, v, o)),
-        _contiguous(merged(lse, 3)),
-        merged(mask, 4),
-        merged(alibi, 2),
-        merged(sinks, 2),
+        *(
+            merged_batch(x, dim, size, batch, rank)
+            for x, dim, rank in zip(tensors, dims, ranks, strict=False)
+        ),
         None,
         dropout,
         *arguments[12:],
     )
     found = [x.unflatten(0, (size, batch)) if wanted >> n & 1 else x for n, x in enumerate(found)]
-    if wanted >> 3 & 1 and _ranked(mask, 4).shape[1] != batch:
+    if wanted >> 3 & 1 and _ranked(_first(tensors[7], dims[7], size), 4).shape[1] != batch:
         found[3] = found[3].sum(1, keepdim=True)
     return tuple(found), tuple(0 if wanted >> n & 1 else None for n in range(6))
 

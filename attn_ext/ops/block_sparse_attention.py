@@ -12,6 +12,7 @@ from attn_ext.ops import attention_double_backward as double_backward
 from attn_ext.ops.attention import no_tangents
 from attn_ext.ops.attention_autograd import cotangent, wanted_bits
 from attn_ext.ops.attention_fakes import accumulation_dtype, like, of_wanted
+from attn_ext.ops.batch_vmap import into_batch
 from attn_ext.ops.differentiable import autograd_of, call, keep_arguments, register
 from attn_ext.ops.leading import flat_heads, flat_rows
 
@@ -97,12 +98,16 @@ def gradients(
     return d_q, d_k, d_v, d_sinks
 
 
-def _no_vmap(info, dims, *arguments):
-    raise RuntimeError(
-        f"{OP}: expected no vmap; got a mapped dimension of {info.batch_size}. Put it into the "
-        "batch: a block mask of batch 1 serves every entry."
-    )
-
-
-register(f"{OP}_fwd", setup_context=_setup, backward=_backward, vmap=_no_vmap)
-register(f"{OP}_bwd", setup_context=keep_arguments, backward=autograd_of(gradients), vmap=_no_vmap)
+_MASK = (None,) * 5
+register(
+    f"{OP}_fwd",
+    setup_context=_setup,
+    backward=_backward,
+    vmap=into_batch(f"{OP}_fwd", (4, 4, 4, *_MASK, 2), results=2, wanted=False),
+)
+register(
+    f"{OP}_bwd",
+    setup_context=keep_arguments,
+    backward=autograd_of(gradients),
+    vmap=into_batch(f"{OP}_bwd", (4, 3, 4, 4, 4, 4, 3, *_MASK, 2), results=4, wanted=True),
+)

@@ -57,7 +57,8 @@ def block_sparse_attention(
     Raises:
         ValueError: shapes, strides or a mask that do not fit; a scale that is not positive.
         TypeError: types that do not match or have no kernel.
-        RuntimeError: mixed devices, no CUDA kernels in this build, forward-mode AD, vmap.
+        RuntimeError: mixed devices, no CUDA kernels in this build, forward-mode AD; vmap with a
+            mask whose batch is not 1.
 
     Note:
         2 · pairs · (D + Dv) floating-point operations per head, where pairs counts those of the
