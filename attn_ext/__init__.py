@@ -19,6 +19,7 @@ from attn_ext.variants.attention import attention
 from attn_ext.variants.attention_pool import attention_pool
 from attn_ext.variants.block_sparse_attention import block_sparse_attention
 from attn_ext.variants.dual_chunk_attention import dual_chunk_attention
+from attn_ext.variants.forgetting_attention import forgetting_attention
 from attn_ext.variants.global_local_attention import global_local_attention
 from attn_ext.variants.latent_attention import latent_attention
 from attn_ext.variants.local_attention import local_attention
@@ -41,6 +42,7 @@ __all__ = [
     "attention_pool",
     "block_sparse_attention",
     "dual_chunk_attention",
+    "forgetting_attention",
     "global_local_attention",
     "latent_attention",
     "local_attention",

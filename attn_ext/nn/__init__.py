@@ -3,6 +3,7 @@
 from attn_ext.nn.adaptive_span import AdaptiveSpanAttention
 from attn_ext.nn.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention
 from attn_ext.nn.attention_pool import AttentionPool, HierarchicalAttentionPool
+from attn_ext.nn.forgetting_attention import ForgettingAttention
 from attn_ext.nn.global_local_attention import GlobalLocalAttention
 from attn_ext.nn.latent_attention import LatentAttention, PerceiverAttention
 from attn_ext.nn.local_attention import LocalAttention
@@ -14,6 +15,7 @@ from attn_ext.nn.space_time import SpaceTimeLayer
 __all__ = [
     "AdaptiveSpanAttention",
     "AttentionPool",
+    "ForgettingAttention",
     "GlobalLocalAttention",
     "GroupedQueryAttention",
     "HierarchicalAttentionPool",

@@ -6,5 +6,6 @@ from attn_ext.ops import (  # noqa: F401  importing them registers with torch
     attention_double_backward,
     attention_fakes,
     block_sparse_attention,
+    forgetting_attention,
     merge_states,
 )

@@ -32,7 +32,7 @@ def gradients(
     i = torch.arange(sq, device=q.device)[:, None]
     j = torch.arange(sk, device=q.device)
     counts = (lse != -math.inf)[..., None]
-    keep = counts & _in_window(i + (sk - sq if bottom_right else 0), j, left, right)
+    keep = counts & in_window(i + (sk - sq if bottom_right else 0), j, left, right)
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
         keep = keep & (mask if mask.dtype == torch.bool else mask != -math.inf)
@@ -80,7 +80,7 @@ def gradients(
     return tuple(found)
 
 
-def _in_window(i: Tensor, j: Tensor, left: int, right: int) -> Tensor:
+def in_window(i: Tensor, j: Tensor, left: int, right: int) -> Tensor:
     """Which keys j query i keeps by position."""
     keep = torch.ones_like(i + j, dtype=torch.bool)
     if left >= 0:

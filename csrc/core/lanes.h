@@ -27,6 +27,7 @@ struct OneLane {
   using Word = uint32_t;
 
   ATX_HD static Float all(Float x) { return x; }
+  ATX_HD static Float load(const Float* p, int) { return *p; }
   ATX_HD static Position positions(int j) { return j; }
   ATX_HD static Bool less(Position a, int b) { return {a < b}; }
   // Lane l is bit l.

@@ -34,6 +34,14 @@ struct BlockMask {
   int64_t batch, head;        // planes from one to the next; 0: shared
 };
 
+// Attention that forgets, [B, Hq, 2, Sk]: of every query head the running sums S of what each key
+// adds, as the nearest number of the accumulation type and the rest, which differences of large
+// sums need. score += S_at - S_j, where query i is level with key `at`, or with the first or last.
+struct Forgetting {
+  const void* sums;     // null: absent
+  int64_t batch, head;  // the last two dimensions are contiguous
+};
+
 // One number per query head, [B, Hq], in the accumulation type (float; double for f64 tensors).
 struct PerHead {
   const void* data;  // null: absent
@@ -56,9 +64,10 @@ struct AttentionParams {
   const int32_t* cu_seqlens_k;  // [B + 1], null: dense
 
   Mask mask;
-  PerHead alibi_slopes;  // score += -slope * |i + Sk - Sq - j|
-  BlockMask blocks;      // without any of the above, or a window
-  PerHead sinks;         // a key without a value: exp(sink) joins the denominator
+  PerHead alibi_slopes;   // score += -slope * |i + Sk - Sq - j|
+  Forgetting forgetting;  // without alibi_slopes, a mask, or varlen
+  BlockMask blocks;       // without any of the above, or a window
+  PerHead sinks;          // a key without a value: exp(sink) joins the denominator
 
   int B, Hq, Hkv;  // Hq is a multiple of Hkv; query head h reads key head h / (Hq / Hkv)
   int Sq, Sk;      // varlen: the longest sequence
@@ -79,7 +88,8 @@ struct AttentionParams {
 // factors (0 or 1 / (1 - dropout); 1 without), Y the logits and X = scale q kᵀ:
 //   dP = M ∘ (dO Vᵀ),  delta = rowsum(dO ∘ O) - dlse,  dY = P ∘ (dP - delta),  dX = dY ∘ dY/dX
 //   dV = (M ∘ P)ᵀ dO,  dQ = scale dX K,  dK = scale dXᵀ Q
-//   dmask = dY, dalibi_h = -Σ dY_ij |i + Sk - Sq - j|, dsink_h = -Σ_i exp(sink_h - lse_i) delta_i
+//   dmask = dY, of forgetting the sums over queries of the same, dalibi_h = -Σ dY_ij |i + Sk - Sq -
+//   j|, dsink_h = -Σ_i exp(sink_h - lse_i) delta_i
 // A null output is not wanted. A row with lse = -inf contributes nothing, whatever q and d_o hold
 // there. Nothing of a key that a row does not attend to reaches a gradient of that row.
 struct AttentionBwdParams {
@@ -92,12 +102,14 @@ struct AttentionBwdParams {
   void* d_v;          // [B, Hkv, Sk, Dv]
   Strides d_o_stride, d_q_stride, d_k_stride, d_v_stride;
 
-  void* d_mask;  // in the mask's type; a stride of 0: summed over that dimension
+  void* d_mask;  // a stride of 0: summed over that dimension
+  DType d_mask_dtype;
   int64_t d_mask_batch, d_mask_head, d_mask_row, d_mask_col;
   void *d_alibi, *d_sinks;  // [B, Hq], contiguous, in the accumulation type
 
-  // Workspace, [B, Hq, Sq] with the strides of lse: delta, and the rows' shares of d_alibi.
-  void *delta, *d_alibi_rows;
+  // [B, Hq, Sq] with the strides of lse. Workspace: delta. Wanted with d_alibi, and alone of
+  // forgetting: -Σ_j dY_ij General::share(i, j), the rows' shares of what they have in common.
+  void *delta, *row_shares;
 };
 
 // What the weights P = exp(Y - lse) of attention look like, without P itself. The sink's weight is

@@ -95,8 +95,8 @@ ATX_HD int size_of(DType t) {
   return t == DType::f64 ? 8 : t == DType::f32 ? 4 : t == DType::boolean ? 1 : 2;
 }
 
-// A window with everything that changes a score: soft-cap, ALiBi, boolean or additive mask, in that
-// order.
+// A window with everything that changes a score: soft-cap, ALiBi or forgetting, boolean or additive
+// mask, in that order.
 template <class A>
 struct General : Window<A> {
   using Full<A>::scale;
@@ -104,19 +104,30 @@ struct General : Window<A> {
   A softcap, slope;
   int level;  // ALiBi's distance is |i + level - j|, always from the bottom-right corner (as
               // FlashAttention)
-  Mask mask;  // data: the [Sq, Sk] plane of this batch and head
+  Mask mask;  // data: the [Sq, Sk] plane of this batch and head. Of forgetting, the two rows of its
+              // sums: a GPU has no registers for more
+  const AttentionParams* p;
 
   ATX_HD General(const AttentionParams& p, const Sequence& s, int b, int h)
-      : Window<A>(p, s, b, h), softcap(A(p.softcap)), slope(0), level(s.sk - s.sq), mask(p.mask) {
+      : Window<A>(p, s, b, h),
+        softcap(A(p.softcap)),
+        slope(0),
+        level(s.sk - s.sq),
+        mask(p.mask),
+        p(&p) {
     const int64_t at = int64_t(b) * p.alibi_slopes.batch + int64_t(h) * p.alibi_slopes.head;
     if (p.alibi_slopes.data) slope = static_cast<const A*>(p.alibi_slopes.data)[at];
-    if (mask.data) {
+    if (forgets()) {
+      mask.data = static_cast<const A*>(p.forgetting.sums) + int64_t(b) * p.forgetting.batch +
+                  int64_t(h) * p.forgetting.head;
+    } else if (mask.data) {
       mask.data = static_cast<const char*>(mask.data) +
                   (int64_t(b) * mask.batch + int64_t(h) * mask.head) * size_of(mask.dtype);
     }
   }
+  ATX_HD bool forgets() const { return p->forgetting.sums; }
   ATX_HD bool full(int i0, int i1, int j0, int j1) const {
-    return !mask.data && Window<A>::full(i0, i1, j0, j1);
+    return (!mask.data || forgets()) && Window<A>::full(i0, i1, j0, j1);
   }
   template <class L>
   ATX_HD typename L::Bool keep(int i, int j, int n) const {
@@ -128,15 +139,32 @@ struct General : Window<A> {
   ATX_HD typename L::Float score(typename L::Float s, int i, int j, int n) const {
     typename L::Float x = s * scale;
     if (softcap != 0) x = L::tanh(x * (1 / softcap)) * softcap;
+    if (forgets()) return forget<L>(x, i, j, n);
     if (slope != 0) x = x - L::distance(i + level, j) * slope;
     if (mask.data && mask.dtype != DType::boolean) x = L::add_bias(x, L::load_float(mask, i, j, n));
     return x;
+  }
+  // What the gradient of a pair's logit counts for in row_shares (params.h).
+  template <class L>
+  ATX_HD typename L::Float share(int i, int j) const {
+    return forgets() ? L::all(-1) : L::distance(i + level, j);
   }
   template <class L>
   ATX_HD typename L::Float derivative(typename L::Float s) const {
     if (softcap == 0) return L::all(scale);
     const typename L::Float t = L::tanh(s * (scale * (1 / softcap)));
     return (1 - t * t) * scale;
+  }
+
+ private:
+  // x, and the difference of the sums where query i is level and at keys from j on.
+  template <class L>
+  ATX_HD typename L::Float forget(typename L::Float x, int i, int j, int n) const {
+    int at = i + (p->bottom_right ? p->Sk - p->Sq : 0);
+    at = at < 0 ? 0 : at < p->Sk ? at : p->Sk - 1;
+    const A *const sums = static_cast<const A*>(mask.data), *const rest = sums + p->Sk;
+    x = x + (sums[at] - L::load(sums + j, n));
+    return x + (rest[at] - L::load(rest + j, n));
   }
 };
 
@@ -145,7 +173,8 @@ struct General : Window<A> {
 enum class ScoreId { Full, Window, General, Blocks };
 ATX_HD ScoreId score_id(const AttentionParams& p) {
   if (p.blocks.visited) return ScoreId::Blocks;
-  if (p.softcap != 0 || p.alibi_slopes.data || p.mask.data) return ScoreId::General;
+  if (p.softcap != 0 || p.alibi_slopes.data || p.forgetting.sums || p.mask.data)
+    return ScoreId::General;
   return p.window_left == NO_WINDOW && p.window_right == NO_WINDOW ? ScoreId::Full
                                                                    : ScoreId::Window;
 }

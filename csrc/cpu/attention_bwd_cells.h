@@ -21,7 +21,7 @@ class MaskCells {
   // that would write the zeros of a shared mask.
   static bool serve(const AttentionBwdParams& p) {
     if (p.fwd.B == 0 || p.fwd.Hq == 0) return false;
-    const bool exact = p.fwd.mask.dtype == (sizeof(A) == 8 ? DType::f64 : DType::f32);
+    const bool exact = p.d_mask_dtype == (sizeof(A) == 8 ? DType::f64 : DType::f32);
     return p.d_mask && p.d_mask_row != 0 && p.d_mask_col == 1 &&
            (exact || !(share_batch(p) || share_heads(p)));
   }
@@ -33,7 +33,7 @@ class MaskCells {
     for (int i = task.i0; i < task.i0 + task.queries; ++i)
       for (int g = 0; g < task.group; ++g) {
         const Row row = find(p, task, i, g);
-        if (!row.sum) memset(row.cells, 0, size_of(p.fwd.mask.dtype) * p.fwd.Sk);
+        if (!row.sum) memset(row.cells, 0, size_of(p.d_mask_dtype) * p.fwd.Sk);
       }
   }
 
@@ -49,7 +49,7 @@ class MaskCells {
   // Adds the rows of a tile: panels [first, last) of dy, each [rows, width].
   void add(const AttentionBwdParams& p, const KeyBlock<A>& keys, int rows, int first, int last,
            const A* dy, int64_t panel_size) const {
-    switch (p.fwd.mask.dtype) {
+    switch (p.d_mask_dtype) {
       case DType::f64:
         return add<double>(keys, rows, first, last, dy, panel_size);
       case DType::f32:
@@ -71,7 +71,7 @@ class MaskCells {
     const int h = task.hk * task.group + g;
     const int64_t at = task.b * p.d_mask_batch + h * p.d_mask_head + i * p.d_mask_row;
     const bool first = (task.b == 0 || p.d_mask_batch != 0) && (h == 0 || p.d_mask_head != 0);
-    return {static_cast<char*>(p.d_mask) + at * size_of(p.fwd.mask.dtype), !first};
+    return {static_cast<char*>(p.d_mask) + at * size_of(p.d_mask_dtype), !first};
   }
 
   template <class T>

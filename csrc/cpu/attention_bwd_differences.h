@@ -81,7 +81,7 @@ constexpr int PREFETCH_QUERIES = 8;
 template <class Score>
 ATX_HD void prefetch_mask(const Score& score, int i, int j, int keys) {
   if constexpr (!Score::LINEAR) {
-    if (!score.mask.data) return;
+    if (!score.mask.data || score.forgets()) return;
     const int64_t size = size_of(score.mask.dtype);
     const char* const row = static_cast<const char*>(score.mask.data) +
                             (i * score.mask.row + j * score.mask.col) * size;

@@ -30,26 +30,26 @@ class Gradients {
   void take(Scratch& scratch, const AttentionBwdParams& p, int queries) {
     const int rows = queries_of_tile(p.fwd, BLOCK_Q) * (p.fwd.Hq / p.fwd.Hkv);
     products_.take(scratch, p, queries, rows);
-    alibi_ = scratch.take<A>(rows * L::COUNT);
+    shares_ = scratch.take<A>(rows * L::COUNT);
   }
 
   template <class Score>
   void compute(const BwdTask& t, const Score* scores) {
     products_.begin(t, scores);
-    if (has_alibi(t)) clear_alibi(t);
+    if (has_shares(t)) clear_shares(t);
     for (int j = t.j0; j < t.j1; j += BLOCK_KV)
       block(t, scores, j, t.j1 - j < BLOCK_KV ? t.j1 : j + BLOCK_KV);
     if (t.of_queries && t.p.d_q) products_.store_queries(t);
   }
 
  private:
-  static bool has_alibi(const BwdTask& t) { return t.of_queries && t.p.d_alibi; }
-  static A* d_alibi_row(const BwdTask& t, const Task& task, int row) {
-    return static_cast<A*>(t.p.d_alibi_rows) + task.lse_offset(row);
+  static bool has_shares(const BwdTask& t) { return t.of_queries && t.p.row_shares; }
+  static A* row_share(const BwdTask& t, const Task& task, int row) {
+    return static_cast<A*>(t.p.row_shares) + task.lse_offset(row);
   }
-  static void clear_alibi(const BwdTask& t) {
+  static void clear_shares(const BwdTask& t) {
     for (int i = t.i0; i < t.i1; ++i)
-      for (int g = 0; g < t.group; ++g) *d_alibi_row(t, t.rows(i, 1), g) = 0;
+      for (int g = 0; g < t.group; ++g) *row_share(t, t.rows(i, 1), g) = 0;
   }
 
   template <class Score>
@@ -72,29 +72,29 @@ class Gradients {
     const int last = panels_.last(scores, task.group, task.i0, task.queries);
     if (first >= last) return;
     products_.load_rows(t, task, first, last);
-    if (has_alibi(t)) memset(alibi_, 0, sizeof(A) * task.rows() * L::COUNT);
+    if (has_shares(t)) memset(shares_, 0, sizeof(A) * task.rows() * L::COUNT);
     for (int n = first; n < last; ++n) {
       int first_row, last_row;
       panels_.rows_of(task, scores, n, &first_row, &last_row);
       const int j = panels_.j0 + n * PANEL;
       products_.panel(t, scores, task, n, first_row, last_row, [&](int r, int v, Float dy) {
         if constexpr (!Score::LINEAR) {
-          if (!has_alibi(t)) return;
-          A* const sum = alibi_ + r * L::COUNT;
-          const Float far = L::distance(task.query(r) + scores->level, j + v * L::COUNT);
-          L::store(sum, L::load(sum) + dy * far);
+          if (!has_shares(t)) return;
+          A* const sum = shares_ + r * L::COUNT;
+          const Float share = scores->template share<L>(task.query(r), j + v * L::COUNT);
+          L::store(sum, L::load(sum) + dy * share);
         }
       });
     }
     products_.finish_tile(t, scores, task, first, last);
-    if (has_alibi(t))
+    if (has_shares(t))
       for (int r = 0; r < task.rows(); ++r)
-        *d_alibi_row(t, task, r) -= L::sum(L::load(alibi_ + r * L::COUNT));
+        *row_share(t, task, r) -= L::sum(L::load(shares_ + r * L::COUNT));
   }
 
   Products products_;
   KeyPanels<A> panels_;  // of the block
-  A* alibi_;             // [rows of the tile, COUNT], Σ dY times the distance
+  A* shares_;            // [rows of the tile, COUNT], Σ dY times its share
 };
 
 }  // namespace atx::ATX_TARGET

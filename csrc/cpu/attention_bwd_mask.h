@@ -116,8 +116,7 @@ class MaskGradient {
   }
 
   void store(const AttentionBwdParams& p, int b, int hk, int tile, int block) const {
-    const AttentionParams& f = p.fwd;
-    switch (f.mask.dtype) {
+    switch (p.d_mask_dtype) {
       case DType::f64:
         return store(p, b, hk, tile, block, static_cast<double*>(p.d_mask));
       case DType::f32:

@@ -47,7 +47,7 @@ void sum_head(const AttentionBwdParams& p, int b, int h) {
   const int64_t rows = b * f.lse_batch + h * f.lse_head + seq.q_row;
   const int64_t head = int64_t(b) * f.Hq + h;
   if (p.d_alibi) {
-    const A* const share = static_cast<const A*>(p.d_alibi_rows) + rows;
+    const A* const share = static_cast<const A*>(p.row_shares) + rows;
     static_cast<A*>(p.d_alibi)[head] =
         sum_over<A>(seq.sq, [&](int i, int n) { return L::load(share + i, n); });
   }

@@ -105,7 +105,7 @@ void run(const AttentionBwdParams& p, const Exec& exec) {
     });
   };
   const bool of_mask = MaskCells<A>::serve(p);
-  const bool of_queries = p.d_q || p.d_alibi || of_mask, of_keys = p.d_k || p.d_v;
+  const bool of_queries = p.d_q || p.row_shares || of_mask, of_keys = p.d_k || p.d_v;
   if (!of_queries && !of_keys) return;
   const Heads each = {f.B, f.Hkv, 1, 1};
   Heads sharing = each;

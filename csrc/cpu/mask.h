@@ -19,7 +19,9 @@ class MaskBlock {
   bool find(const Task& task, const Score* scores, int row) {
     const AttentionParams& p = task.p;
     if constexpr (Score::LINEAR) return false;
-    if (!p.mask.data || p.mask.col != 1 || p.softcap != 0 || p.alibi_slopes.data) return false;
+    if (!p.mask.data || p.mask.col != 1 || p.softcap != 0 || p.alibi_slopes.data ||
+        p.forgetting.sums)
+      return false;
     const int64_t row_bytes = p.mask.row * size_of(p.mask.dtype);
     for (int l = 0, i = task.query(row), g = row % task.group; l < L::COUNT; ++l) {
       if constexpr (!Score::LINEAR)

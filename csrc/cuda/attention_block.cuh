@@ -70,7 +70,7 @@ __device__ __forceinline__ float full_logit(const Score& score, float x, int i, 
     return x;
   } else {
     Score without_mask = score;  // a policy with a mask calls no tile full: spare the question
-    without_mask.mask.data = nullptr;
+    if (!score.forgets()) without_mask.mask.data = nullptr;
     return without_mask.template score<OneLane<float>>(x, i, j, 1);
   }
 }

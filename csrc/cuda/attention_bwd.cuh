@@ -61,7 +61,7 @@ struct BwdPass {
   RowStat stat;        // and what they are
   RowStat rows[ROWS];  // otherwise: of this lane's rows
   typename Engine::Sums sums_a = {}, sums_b = {};
-  float alibi[ROWS] = {};  // Σ dY · distance of this lane's rows, General only
+  float shares[ROWS] = {};  // of this lane's rows (params.h, row_shares), General only
 
   __device__ __forceinline__ BwdPass(const AttentionBwdParams& p, const BwdBlock& block, Smem& smem,
                                      Steps steps, const GlobalMatrix<const T>& other_a,
@@ -172,7 +172,7 @@ struct BwdPass {
         engine.at(x, r, c) = g.weight;
         engine.at(d, r, c) = g.product;
         if constexpr (PASS == Pass::Q && !Score::LINEAR)
-          alibi[r] -= g.logit * OneLane<float>::distance(i + score.level, j);
+          shares[r] -= g.logit * score.template share<OneLane<float>>(i, j);
       }
     }
   }
@@ -239,15 +239,15 @@ struct BwdPass {
     }
   }
 
-  __device__ __forceinline__ void store_alibi_shares(const BwdBlock& out) const {
-    if (!p.d_alibi_rows) return;
-    float* const shares =
-        static_cast<float*>(p.d_alibi_rows) + head_offset(p.fwd, out.seq, out.b, out.h0);
+  __device__ __forceinline__ void store_shares(const BwdBlock& out) const {
+    if (!p.row_shares) return;
+    float* const to =
+        static_cast<float*>(p.row_shares) + head_offset(p.fwd, out.seq, out.b, out.h0);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      const float share = engine.sum_row(alibi[r]);
+      const float share = engine.sum_row(shares[r]);
       const int i = out.first + engine.row(r);
-      if (engine.leads_row() && i < out.seq.sq) shares[i] = share;
+      if (engine.leads_row() && i < out.seq.sq) to[i] = share;
     }
   }
 
@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
     if constexpr (This::SUMS_B) store(p.d_v, p.d_v_stride, f.Dv, 1);
   } else {
     store(p.d_q, p.d_q_stride, f.D, 0);
-    if constexpr (!Score::LINEAR) pass.store_alibi_shares(out);
+    if constexpr (!Score::LINEAR) pass.store_shares(out);
   }
 }
 
@@ -349,7 +349,7 @@ Status launch_attention_bwd(const AttentionBwdParams& p, const Exec& exec) {
       if (!failed)
         failed = launch_bwd_pass<typename Engines::template Engine<D, PASS>, Score>(p, exec);
     };
-    if (p.d_q || p.d_alibi) launch.template operator()<Pass::Q>();
+    if (p.d_q || p.row_shares) launch.template operator()<Pass::Q>();
     if constexpr (splits_keys_pass<T>(D)) {
       if (p.d_k) launch.template operator()<Pass::K>();
       if (p.d_v) launch.template operator()<Pass::V>();

@@ -91,7 +91,7 @@ struct MaskSum {
 };
 
 __device__ __forceinline__ void store_cell(const AttentionBwdParams& p, int64_t at, float x) {
-  switch (p.fwd.mask.dtype) {
+  switch (p.d_mask_dtype) {
     case DType::f64:
       static_cast<double*>(p.d_mask)[at] = x;
       break;

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(BWD_ROWS_THREADS)
           }));
   }
   if (p.d_alibi) {
-    const A* const shares = static_cast<const A*>(p.d_alibi_rows) + at;
+    const A* const shares = static_cast<const A*>(p.row_shares) + at;
     store(p.d_alibi, sum_rows(seq.sq, parts, [&](int i) { return shares[i]; }));
   }
 }

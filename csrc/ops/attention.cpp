@@ -203,6 +203,20 @@ auto sparse(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& vis
              .scale = scale});
 }
 
+template <auto DO>
+auto forgetting(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sums, double scale,
+                int64_t window_left, bool bottom_right) {
+  return DO({.op = "forgetting_attention",
+             .q = q,
+             .k = k,
+             .v = v,
+             .sums = &sums,
+             .scale = scale,
+             .window_left = window_left,
+             .window_right = 0,
+             .bottom_right = bottom_right});
+}
+
 void register_attention(torch::stable::detail::StableLibrary& m) {
   m.impl("attention_fwd", TORCH_BOX(&(Op<dense, run>::call)));
   m.impl("attention_why_not", TORCH_BOX(&(Op<dense, why_not>::call)));
@@ -210,6 +224,8 @@ void register_attention(torch::stable::detail::StableLibrary& m) {
   m.impl("varlen_attention_why_not", TORCH_BOX(&(Op<packed, why_not>::call)));
   m.impl("block_sparse_attention_fwd", TORCH_BOX(&sparse<run>));
   m.impl("block_sparse_attention_why_not", TORCH_BOX(&sparse<why_not>));
+  m.impl("forgetting_attention_fwd", TORCH_BOX(&forgetting<run>));
+  m.impl("forgetting_attention_why_not", TORCH_BOX(&forgetting<why_not>));
 }
 
 }  // namespace

@@ -73,6 +73,14 @@ std::vector<Buffer> forward_buffers(const Arguments& a, const AttentionRequest& 
   if (a.mask) b.mask("attn_mask", p.mask, int(a.mask->element_size()), false);
   b.per_head("alibi_slopes", p.alibi_slopes, false);
   b.per_head("sinks", p.sinks, false);
+  const Forgetting& f = p.forgetting;
+  b.add({"sums",
+         f.sums,
+         p.dtype == DType::f64 ? 8 : 4,
+         4,
+         {f.batch ? p.B : 1, f.head ? p.Hq : 1, 2, p.Sk},
+         {f.batch, f.head, p.Sk, 1},
+         false});
   b.add({"seed", p.seed, 8, 1, {1}, {1}, false});
   if (a.blocks)
     for (const auto& [name, data, tensor] :
@@ -99,14 +107,16 @@ std::vector<Buffer> backward_buffers(const Arguments& a, const AttentionRequest&
   b.rows("d_q", p.d_q, Q, f.Hq, f.D, p.d_q_stride, true);
   b.rows("d_k", p.d_k, K, f.Hkv, f.D, p.d_k_stride, true);
   b.rows("d_v", p.d_v, K, f.Hkv, f.Dv, p.d_v_stride, true);
-  if (a.mask)
-    b.mask("d_mask",
-           {p.d_mask, f.mask.dtype, p.d_mask_batch, p.d_mask_head, p.d_mask_row, p.d_mask_col},
-           int(a.mask->element_size()), true);
+  b.mask("d_mask",
+         {p.d_mask, p.d_mask_dtype, p.d_mask_batch, p.d_mask_head, p.d_mask_row, p.d_mask_col},
+         p.d_mask_dtype == DType::f64   ? 8
+         : p.d_mask_dtype == DType::f32 ? 4
+                                        : 2,
+         true);
   b.per_head("d_alibi", {p.d_alibi, f.Hq, 1}, true);
   b.per_head("d_sinks", {p.d_sinks, f.Hq, 1}, true);
   b.per_row("delta", p.delta, true);
-  b.per_row("d_alibi_rows", p.d_alibi_rows, true);
+  b.per_row("row_shares", p.row_shares, true);
   return b.all;
 }
 

@@ -17,7 +17,8 @@
 namespace atx::ops {
 namespace {
 
-enum Result { D_Q, D_K, D_V, D_MASK, D_ALIBI, D_SINKS, RESULTS };
+// D_COLUMN, D_ROW: of forgetting, the sums of the logits' gradients per key and per query.
+enum Result { D_Q, D_K, D_V, D_MASK, D_ALIBI, D_SINKS, D_COLUMN, D_ROW, RESULTS };
 
 // What the backward takes beside the forward's arguments.
 struct Cotangents {
@@ -75,6 +76,10 @@ class Call {
     const int64_t size[] = {f_.B, f_.Hq};
     return torch::stable::new_empty(a_.q, {size, 2}, accumulation_type(f_.dtype));
   }
+  Tensor per_key() const {
+    const int64_t size[] = {f_.B, f_.Hq, 1, f_.Sk};
+    return torch::stable::new_empty(a_.q, {size, 4}, accumulation_type(f_.dtype));
+  }
   Tensor like_mask() const {
     int64_t size[4];
     for (int d = 0; d < 4; ++d) size[d] = dim_from_end(*a_.mask, 4 - d).size;
@@ -89,11 +94,13 @@ class Call {
         results_.push_back(torch::stable::new_empty(a_.q, {none, 1}));
         continue;
       }
-      results_.push_back(result == D_Q      ? empty_as(a_.q)
-                         : result == D_K    ? empty_as(a_.k)
-                         : result == D_V    ? empty_as(a_.v)
-                         : result == D_MASK ? like_mask()
-                                            : per_head());
+      results_.push_back(result == D_Q        ? empty_as(a_.q)
+                         : result == D_K      ? empty_as(a_.k)
+                         : result == D_V      ? empty_as(a_.v)
+                         : result == D_MASK   ? like_mask()
+                         : result == D_COLUMN ? per_key()
+                         : result == D_ROW    ? torch::stable::empty_like(c_.lse)
+                                              : per_head());
     }
     workspace_.push_back(torch::stable::empty_like(c_.lse));
     if (c_.wants(D_ALIBI)) workspace_.push_back(torch::stable::empty_like(c_.lse));
@@ -110,14 +117,16 @@ class Call {
     p_.d_q = data(D_Q), p_.d_q_stride = strides(D_Q);
     p_.d_k = data(D_K), p_.d_k_stride = strides(D_K);
     p_.d_v = data(D_V), p_.d_v_stride = strides(D_V);
-    p_.d_mask = data(D_MASK);
+    const Result added = a_.sums ? D_COLUMN : D_MASK;
+    p_.d_mask = data(added);
     if (p_.d_mask) {
       int64_t* const stride[] = {&p_.d_mask_col, &p_.d_mask_row, &p_.d_mask_head, &p_.d_mask_batch};
-      for (int d = 0; d < 4; ++d) *stride[d] = dim_from_end(results_[D_MASK], d + 1).stride;
+      for (int d = 0; d < 4; ++d) *stride[d] = dim_from_end(results_[added], d + 1).stride;
+      to_dtype(results_[added].scalar_type(), &p_.d_mask_dtype);
     }
     p_.d_alibi = data(D_ALIBI), p_.d_sinks = data(D_SINKS);
     p_.delta = workspace_[0].mutable_data_ptr();
-    p_.d_alibi_rows = c_.wants(D_ALIBI) ? workspace_[1].mutable_data_ptr() : nullptr;
+    p_.row_shares = c_.wants(D_ALIBI) ? workspace_[1].mutable_data_ptr() : data(D_ROW);
   }
 
   const Arguments& a_;
@@ -215,10 +224,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sparse(
   return {d[D_Q], d[D_K], d[D_V], d[D_SINKS]};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forgetting(
+    const Tensor& d_o, const OptionalTensor& d_lse, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& o, const Tensor& lse, const Tensor& sums, double scale,
+    int64_t window_left, bool bottom_right, int64_t wanted) {
+  // The results are q's, k's and v's gradients and the last two of the enumeration.
+  constexpr int64_t BEFORE_MASK = (1 << D_MASK) - 1;
+  const int64_t all = (wanted & BEFORE_MASK) | wanted >> D_MASK << D_COLUMN;
+  const std::vector<Tensor> d = run({.op = "forgetting_attention_bwd",
+                                     .q = q,
+                                     .k = k,
+                                     .v = v,
+                                     .sums = &sums,
+                                     .scale = scale,
+                                     .window_left = window_left,
+                                     .window_right = 0,
+                                     .bottom_right = bottom_right},
+                                    {d_o, d_lse, o, lse, all});
+  return {d[D_Q], d[D_K], d[D_V], d[D_COLUMN], d[D_ROW]};
+}
+
 void register_attention_bwd(torch::stable::detail::StableLibrary& m) {
   m.impl("attention_bwd", TORCH_BOX(&dense));
   m.impl("varlen_attention_bwd", TORCH_BOX(&packed));
   m.impl("block_sparse_attention_bwd", TORCH_BOX(&sparse));
+  m.impl("forgetting_attention_bwd", TORCH_BOX(&forgetting));
 }
 
 }  // namespace

@@ -27,7 +27,9 @@ class Reader {
       check_lengths();
       if (a_.varlen()) check_cu_seqlens();
       read_mask();
-      if (a_.blocks) read_block_mask(a_, r_.rank == 4 ? r_.batch.size[0] : -1, &p_, reasons_);
+      const int64_t one_batch = r_.rank == 4 ? r_.batch.size[0] : -1;
+      if (a_.blocks) read_block_mask(a_, one_batch, &p_, reasons_);
+      if (a_.sums) read_forgetting(a_, one_batch, &p_, reasons_);
       read_per_head(a_.alibi_slopes, "alibi_slopes", ALIBI, &p_.alibi_slopes);
       read_per_head(a_.sinks, "sinks", SINKS, &p_.sinks);
       check_options();
@@ -72,6 +74,7 @@ class Reader {
       for (const Tensor* t : {&a_.blocks->visited, &a_.blocks->full, &a_.blocks->visited_t,
                               &a_.blocks->first_part, &a_.blocks->bits})
         on_device(t, "block_mask");
+    on_device(a_.sums, "sums");
     on_device(a_.cu_seqlens_q, "cu_seqlens_q");
     on_device(a_.cu_seqlens_k, "cu_seqlens_k");
   }

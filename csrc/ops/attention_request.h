@@ -28,6 +28,7 @@ struct Arguments {
   const Tensor &q, &k, &v;
   const OptionalTensor &mask = NONE, &alibi_slopes = NONE, &sinks = NONE, &seed = NONE;
   const BlockTensors* blocks = nullptr;
+  const Tensor* sums = nullptr;  // of forgetting; with one batch dimension, too
   const Tensor *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr;
   int64_t max_seqlen_q = -1, max_seqlen_k = -1;
   double dropout = 0, scale, softcap = 0;
@@ -57,6 +58,9 @@ AttentionRequest read_attention(const Arguments& a, Reasons& reasons);
 // Notes why the block mask does not fit a call of one batch dimension (batch: its size); completes
 // p.
 void read_block_mask(const Arguments& a, int64_t batch, AttentionParams* p, Reasons& reasons);
+
+// Notes why the running sums of forgetting do not fit such a call; completes p.
+void read_forgetting(const Arguments& a, int64_t batch, AttentionParams* p, Reasons& reasons);
 
 // For ops that take the forward's results beside its arguments. Their dense form has exactly one
 // batch dimension, of one size in all tensors, and key heads as q's group asks.

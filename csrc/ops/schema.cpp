@@ -18,6 +18,8 @@
 #define PACKED "Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
 #define BLOCKS "Tensor visited, Tensor full, Tensor visited_t, Tensor first_part, Tensor bits, "
 #define BLOCK_OPTIONS "Tensor? sinks, int block_q, int block_kv, float scale"
+#define FORGETTING "Tensor sums, "
+#define FORGETTING_OPTIONS "float scale, int window_left, bool bottom_right"
 #define PER_HEAD "Tensor? alibi_slopes, Tensor? sinks, Tensor? seed, float dropout, "
 #define LENGTHS "int max_seqlen_q, int max_seqlen_k, "
 #define OPTIONS "float scale, float softcap, int window_left, int window_right, bool bottom_right"
@@ -43,6 +45,16 @@ STABLE_TORCH_LIBRARY(attn_ext, m) {
   m.def("block_sparse_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
         ", " BLOCKS BLOCK_OPTIONS
         ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_sinks)");
+
+  // One batch dimension of one size, causal. sums [B or 1, Hq or 1, 2, Sk]: core/params.h,
+  // Forgetting. d_column [B, Hq, 1, Sk] and d_row [B, Hq, Sq]:
+  // the sums of the logits' gradients per key and per query.
+  m.def("forgetting_attention_fwd(" INPUTS FORGETTING FORGETTING_OPTIONS ") -> (" RESULTS ")");
+  m.def("forgetting_attention_why_not(" INPUTS FORGETTING FORGETTING_OPTIONS ") -> str");
+  m.def("forgetting_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
+        ", " FORGETTING FORGETTING_OPTIONS
+        ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_column, "
+        "Tensor d_row)");
 
   // One batch dimension of one size. entropy, top_index and top_weight as lse; column_sum [B, Hq,
   // Sk], packed [Hq, total_k].

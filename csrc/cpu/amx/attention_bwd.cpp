@@ -18,7 +18,7 @@ Status run_all(const AttentionBwdParams& p, const Exec& exec) {
   if (!p.d_mask) return nullptr;
   AttentionBwdParams mask_only = p;
   mask_only.d_q = mask_only.d_k = mask_only.d_v = nullptr;
-  mask_only.d_alibi = mask_only.d_sinks = nullptr;
+  mask_only.d_alibi = mask_only.d_sinks = mask_only.row_shares = nullptr;
   return avx512::attention_bwd(mask_only, exec);
 }
 
