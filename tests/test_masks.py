@@ -114,6 +114,12 @@ def test_bigbird_without_random_blocks_is_a_window_and_global_blocks():
     check(masks.bigbird(300, random_blocks=0, block_size=32), want, (32, 32))
 
 
+def test_bigbird_draws_for_the_length_of_whole_blocks():
+    cut, whole = (masks.bigbird(n, num_heads=2, seed=3) for n in (1000, 1024))
+    assert torch.equal(cut.blocks()[0], whole.blocks()[0])
+    assert torch.equal(cut.to_dense(), whole.to_dense()[..., :1000, :1000])
+
+
 def test_bigbird_draws_by_seed():
     a, b = (masks.bigbird(2048, seed=s) for s in (1, 2))
     assert a == masks.bigbird(2048, seed=1) and a != b

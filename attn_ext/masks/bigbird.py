@@ -2,12 +2,16 @@
 
 The draws follow transformers' BigBirdBlockSparseAttention in training, number by number, so that
 one seed gives one mask in both. Where transformers draws a block that the row keeps anyway, its
-softmax counts that block once more, which no mask can say: block 0 for every draw out of training,
-and at times the last block at 1024 tokens.
+softmax counts that block once more, which no mask can say (`nn.BigBirdAttention` can): block 0 for
+every draw out of training, and at times the last block at 1024 tokens.
 """
+
+import functools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attn_ext.block_mask import BlockMask
 from attn_ext.block_mask.blocks import checked_block_size
@@ -16,6 +20,9 @@ from attn_ext.masks.arguments import at_least, lengths
 # Lengths in tokens for which the paper's code had a plan of its own, which draws from the first
 # PAPER_REACH tokens only.
 PAPER_LENGTHS, PAPER_REACH = (1024, 3072, 4096), 1024
+
+# A layer draws the same in every step, in Python: layers and lengths of a model.
+DRAWS_KEPT = 64
 
 
 def bigbird(
@@ -39,7 +46,8 @@ def bigbird(
     over block indices I and J; G: the first ⌈g / 2⌉ and the last ⌊g / 2⌋ blocks.
 
     Args:
-        seqlen: number of queries and of keys.
+        seqlen: number of queries and of keys. The last block may be cut off; the draws are those of
+            the length that whole blocks have.
         num_heads: query heads, each with its own random blocks.
         window_blocks: w, odd: blocks around the diagonal, its own included.
         global_blocks: g, blocks that see all and that all see.
@@ -75,33 +83,82 @@ def bigbird(
     █····█···███
     ████████████
     """
-    op = "masks.bigbird"
-    seqlen, _ = lengths(op, seqlen, None)
-    side = checked_block_size(op, block_size)[0]
-    at_least(op, 1, num_heads=num_heads, window_blocks=window_blocks)
-    at_least(op, 0, global_blocks=global_blocks, random_blocks=random_blocks)
-    if window_blocks % 2 == 0 or not isinstance(block_size, int):
-        raise ValueError(
-            f"{op}: expected an odd number of window_blocks and one number as block_size; "
-            f"got {window_blocks} and {block_size!r}"
-        )
-    n = -(-seqlen // side)
-    first, last = min(n, -(-global_blocks // 2)), max(0, n - global_blocks // 2)
-    at = torch.arange(n, device="cpu")  # where the draws are
-    chosen = (at < first) | (at >= last)
-    blocks = (at[:, None] - at).abs() <= window_blocks // 2
-    blocks = (blocks | chosen[:, None] | chosen).expand(num_heads, n, n).clone()
-    if random_blocks and first < last:
-        near = window_blocks // 2
-        if (window_blocks, global_blocks) == (3, 2) and seqlen in PAPER_LENGTHS:
-            drawn = _paper_draws(
-                n, max(seqlen, max_seqlen) // side, side, random_blocks, num_heads, seed
+    seqlen, _ = lengths("masks.bigbird", seqlen, None)
+    plan = BigBirdPlan(
+        num_heads, window_blocks, global_blocks, random_blocks, seed, block_size, max_seqlen
+    )
+    n = plan.num_blocks(seqlen)
+    return plan.mask(plan.always(n) | plan.drawn(n), seqlen, device)
+
+
+@dataclass(frozen=True)
+class BigBirdPlan:
+    """Which blocks `bigbird` keeps and why, by its arguments; on the CPU, where the draws are."""
+
+    num_heads: int = 1
+    window_blocks: int = 3
+    global_blocks: int = 2
+    random_blocks: int = 3
+    seed: int = 0
+    block_size: int = 64
+    max_seqlen: int = 4096
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        op = "masks.bigbird"
+        checked_block_size(op, self.block_size)
+        at_least(op, 1, num_heads=self.num_heads, window_blocks=self.window_blocks)
+        at_least(op, 0, global_blocks=self.global_blocks, random_blocks=self.random_blocks)
+        if self.window_blocks % 2 == 0 or not isinstance(self.block_size, int):
+            raise ValueError(
+                f"{op}: expected an odd number of window_blocks and one number as block_size; "
+                f"got {self.window_blocks} and {self.block_size!r}"
             )
-        else:
-            drawn = _draws(n, near, first, n - last, random_blocks, num_heads, seed)
-        blocks[:, first:last].scatter_(2, torch.from_numpy(drawn)[:, first:last], True)
-    device = torch.get_default_device() if device is None else device
-    return BlockMask.from_blocks(blocks.to(device), seqlens=(seqlen, seqlen), block_size=side)
+
+    def num_blocks(self, seqlen: int) -> int:
+        """How many blocks there are, the last one perhaps cut off."""
+        return -(-seqlen // self.block_size)
+
+    def drawing_rows(self, n: int) -> slice:
+        """Which of n block rows are not global."""
+        last = self.global_blocks // 2
+        return slice(min(n, self.global_blocks - last), max(0, n - last))
+
+    def always(self, n: int) -> Tensor:
+        """Return the blocks that are kept without a draw, bool [n, n]."""
+        at = torch.arange(n, device="cpu")
+        chosen = torch.ones(n, dtype=torch.bool, device="cpu")
+        chosen[self.drawing_rows(n)] = False
+        near = (at[:, None] - at).abs() <= self.window_blocks // 2
+        return near | chosen[:, None] | chosen
+
+    def drawn(self, n: int) -> Tensor:
+        """Return the blocks that are drawn, kept without it or not, bool [num_heads, n, n]."""
+        return _drawn(self, n)
+
+    def mask(self, blocks: Tensor, seqlen: int, device: torch.device | str | None) -> BlockMask:
+        """Return the mask that keeps the blocks of bool [n, n] or [num_heads, n, n]."""
+        device = torch.get_default_device() if device is None else device
+        return BlockMask.from_blocks(
+            blocks.to(device), seqlens=(seqlen, seqlen), block_size=self.block_size
+        )
+
+
+@functools.lru_cache(DRAWS_KEPT)
+def _drawn(plan: BigBirdPlan, n: int) -> Tensor:
+    found = torch.zeros(plan.num_heads, n, n, dtype=torch.bool, device="cpu")
+    rows = plan.drawing_rows(n)
+    if not plan.random_blocks or rows.start >= rows.stop:
+        return found
+    per_row, heads, side = plan.random_blocks, plan.num_heads, plan.block_size
+    if (plan.window_blocks, plan.global_blocks) == (3, 2) and n * side in PAPER_LENGTHS:
+        planned = max(n * side, plan.max_seqlen) // side
+        drawn = _paper_draws(n, planned, side, per_row, heads, plan.seed)
+    else:
+        near = plan.window_blocks // 2
+        drawn = _draws(n, near, rows.start, n - rows.stop, per_row, heads, plan.seed)
+    found[:, rows].scatter_(2, torch.from_numpy(drawn)[:, rows], True)
+    return found
 
 
 def _draws(
