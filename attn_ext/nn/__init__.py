@@ -3,6 +3,7 @@
 from attn_ext.nn.adaptive_span import AdaptiveSpanAttention
 from attn_ext.nn.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention
 from attn_ext.nn.attention_pool import AttentionPool, HierarchicalAttentionPool
+from attn_ext.nn.bigbird_attention import BigBirdAttention
 from attn_ext.nn.forgetting_attention import ForgettingAttention
 from attn_ext.nn.global_local_attention import GlobalLocalAttention
 from attn_ext.nn.latent_attention import LatentAttention, PerceiverAttention
@@ -16,6 +17,7 @@ __all__ = [
     "AdaptiveSpanAttention",
     "AttentionPool",
     "ForgettingAttention",
+    "BigBirdAttention",
     "GlobalLocalAttention",
     "GroupedQueryAttention",
     "HierarchicalAttentionPool",

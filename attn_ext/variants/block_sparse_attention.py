@@ -280,4 +280,5 @@ VARIANT = Variant(
     summary="any mask, by blocks: cost follows the visited ones",
     paper="Child et al. 2019, arXiv:1904.10509",
     op="block_sparse_attention_fwd",
+    modules=("BigBirdAttention",),
 )
