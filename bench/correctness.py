@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_ext.block_mask import BlockMask
 from attn_ext.testing import Backend, Comparison, check, check_gradients
 from attn_ext.variants.attention import keep_mask
+from attn_ext.variants.attention import reference as dense_reference
 from attn_ext.variants.record import Case, Variant
 
 from .peers import peers
@@ -37,20 +39,25 @@ def scores(inputs: dict[str, Any]) -> int:
     if "cu_seqlens_q" in inputs:
         lengths = [inputs[n].diff() for n in ("cu_seqlens_q", "cu_seqlens_k")]
         return int((lengths[0].long() * lengths[1]).max()) * q.shape[1]
-    return q[..., 0].numel() * k.shape[-2]
+    keys = k.shape[-3:-1].numel() if "kernel_size" in inputs else k.shape[-2]
+    return q[..., 0].numel() * keys
 
 
 def _rows(inputs: dict[str, Any]) -> Tensor | None:
     """Evenly spread query rows, as many as the reference may have; None means all of them."""
     total = scores(inputs)
-    if total <= MAX_REFERENCE_SCORES or "cu_seqlens_q" in inputs or "alibi_slopes" in inputs:
+    whole = {"cu_seqlens_q", "alibi_slopes", "kernel_size"} & inputs.keys()
+    if total <= MAX_REFERENCE_SCORES or whole:
         return None
     sq = inputs["query"].shape[-2]
     return torch.linspace(0, sq - 1, max(2, sq * MAX_REFERENCE_SCORES // total)).round().long()
 
 
 def sampled(variant: Variant, rows: Tensor) -> Variant:
-    """The variant, run in full but compared on some query rows only."""
+    """The variant, run in full but compared on some query rows only.
+
+    Its reference is then that of dense attention, under the mask that windows and blocks stand for.
+    """
 
     def fn(**inputs: Any) -> tuple[Tensor, Tensor]:
         o, lse = variant.fn(**inputs)
@@ -61,10 +68,12 @@ def sampled(variant: Variant, rows: Tensor) -> Variant:
         positions |= {n: options.pop(n) for n in list(options) if n in positions}
         keep = keep_mask(query.shape[-2], key.shape[-2], **positions)[rows]
         mask = options.pop("attn_mask", None)
+        if "block_mask" in options:
+            mask = options.pop("block_mask").to_dense()
         if mask is not None:
             mask = mask.expand(*mask.shape[:-2], query.shape[-2], key.shape[-2])[..., rows, :]
             keep = keep & mask if mask.dtype == torch.bool else mask.masked_fill(~keep, -torch.inf)
-        return variant.reference(query[..., rows, :], key, value, keep, **options)
+        return dense_reference(query[..., rows, :], key, value, keep, **options)
 
     return replace(variant, fn=fn, reference=reference)
 
@@ -109,5 +118,5 @@ def _peer_disagreement(
 
 
 def to_device(inputs: dict[str, Any], device: str) -> dict[str, Any]:
-    """The same keyword arguments with every tensor on the device."""
-    return {n: x.to(device) if isinstance(x, Tensor) else x for n, x in inputs.items()}
+    """The same keyword arguments with every tensor and mask on the device."""
+    return {n: x.to(device) if isinstance(x, Tensor | BlockMask) else x for n, x in inputs.items()}

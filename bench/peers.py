@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from attn_ext.variants.attention import keep_mask
+from attn_ext.variants.attention import attention, keep_mask
+from attn_ext.variants.neighborhood_attention import keep_mask as keep_neighbors
 
 Call = Callable[[], Tensor]
 Inputs = dict[str, Any]
@@ -25,6 +26,8 @@ def _mask(inputs: Inputs) -> Tensor | None:
     sq, sk = q.shape[-2], k.shape[-2]
     window, align = inputs.get("window_size", (-1, -1)), inputs.get("causal_align", "top_left")
     causal, given = inputs.get("is_causal", False), inputs.get("attn_mask")
+    if "block_mask" in inputs:
+        given = inputs["block_mask"].to_dense()
     alibi = inputs.get("alibi_slopes")
     shifted = causal and align == "bottom_right" and sq != sk
     keep = None
@@ -42,9 +45,13 @@ def _mask(inputs: Inputs) -> Tensor | None:
 
 
 def sdpa(inputs: Inputs) -> Call | None:
-    """Torch's scaled_dot_product_attention; a dense mask stands for windows and ALiBi."""
-    if inputs.get("softcap") or inputs.get("sinks") is not None or "cu_seqlens_q" in inputs:
+    """Torch's scaled_dot_product_attention; a dense mask stands for windows, blocks and ALiBi."""
+    if inputs.get("softcap") or inputs.get("sinks") is not None:
         return None
+    if {"cu_seqlens_q", "dilation"} & inputs.keys():
+        return None
+    if "kernel_size" in inputs:
+        return _of_images(inputs)
     mask = _mask(inputs)
     options = {
         "attn_mask": mask,
@@ -55,6 +62,16 @@ def sdpa(inputs: Inputs) -> Call | None:
     }
     q, k, v = inputs["query"], inputs["key"], inputs["value"]
     return lambda: scaled_dot_product_attention(q, k, v, **options)
+
+
+def _of_images(inputs: Inputs) -> Call | None:
+    """SDPA of all pixels, with the dense mask of their neighborhoods."""
+    size = inputs["query"].shape[-3:-1]
+    keep = keep_neighbors(*size, inputs["kernel_size"], inputs.get("border", "shift"))
+    flat = {n: inputs[n].flatten(-3, -2) for n in ("query", "key", "value")}
+    rest = {n: x for n, x in inputs.items() if n in ("scale", "enable_gqa")}
+    call = sdpa(flat | rest | {"attn_mask": keep.to(inputs["query"].device)})
+    return lambda: call().unflatten(-2, size)
 
 
 def sdpa_packed(inputs: Inputs) -> Call | None:
@@ -87,6 +104,15 @@ def sdpa_per_sequence(inputs: Inputs) -> Call | None:
             return None
         calls.append(call)
     return lambda: torch.cat([call()[0].transpose(0, 1) for call in calls])
+
+
+def dense(inputs: Inputs) -> Call:
+    """Our attention of all pairs: what a mask leaves out is saved of this."""
+    q, k, v = (inputs[n] for n in ("query", "key", "value"))
+    if "kernel_size" in inputs:
+        q, k, v = (x.flatten(-3, -2) for x in (q, k, v))
+    options = {n: inputs[n] for n in ("scale", "enable_gqa") if n in inputs}
+    return lambda: attention(q, k, v, **options)
 
 
 def peers(inputs: Inputs) -> dict[str, Call]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from .accuracy import GOALS, Accuracy
 from .ceilings import Ceilings, name
 from .memory import GOAL_BYTES, Memory
-from .run import OURS, REFERENCE, REFERENCE_ROUNDS, Place, Result
+from .run import DENSE, OURS, REFERENCE, REFERENCE_ROUNDS, Place, Result
 
 GOAL_ROUNDS = 20
 # A table narrower than this would break its columns when the output is a file or a pipe.
@@ -102,7 +102,8 @@ def results_table(
     console: Console, results: Sequence[Result], ceilings: dict[Place, Ceilings]
 ) -> None:
     """Print one line per case, grouped by the place where it ran."""
-    packed = any("torch packed" in r.seconds for r in results)
+    others = [p for p in ("torch packed", DENSE) if any(p in r.seconds for r in results)]
+    others = ["torch", *others, REFERENCE]
     counts = [len(r.seconds[OURS]) for r in results if r.verdict.ok] or [0]
     rounds = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
     few = f", fewer than the {GOAL_ROUNDS} that a claim needs" * (min(counts) < GOAL_ROUNDS)
@@ -112,19 +113,24 @@ def results_table(
         "vs: their time / ours, median and quartiles of the rounds; above 1 ours is faster",
         "roof: the time that the ceilings allow / ours; above 100 % the data came from a cache",
     ]
+    if DENSE in others:
+        notes += [
+            "dense: attn_ext's attention of all pairs",
+            "per block: time per visited block of the mask / dense's time per block",
+        ]
     for place in dict.fromkeys(r.place for r in results):
         where = f"{place.target}, {place.threads} thread{'s' * (place.threads > 1)}"
-        columns = ["case", "dtype", "attn_ext", "rate", "roof", "vs torch"]
-        columns += ["vs torch packed"] * packed + ["vs reference"]
+        columns = ["case", "dtype", "attn_ext", "rate", "roof", *(f"vs {p}" for p in others)]
+        columns += ["per block"] * (DENSE in others)
         title = where if place.device == "cpu" else "CUDA"
         made = table(title, *columns, left=2, caption="\n".join(notes))
         for r in results:
             if r.place == place:
-                made.add_row(*_row(r, ceilings[place], packed))
+                made.add_row(*_row(r, ceilings[place], others))
         console.print(made)
 
 
-def _row(r: Result, c: Ceilings, packed: bool) -> list[str]:
+def _row(r: Result, c: Ceilings, others: Sequence[str]) -> list[str]:
     words = [escape(r.case.name), name(r.dtype)]
     if not r.verdict.ok:
         return [*words, "[bold red]WRONG[/]"]
@@ -132,8 +138,10 @@ def _row(r: Result, c: Ceilings, packed: bool) -> list[str]:
     by_bytes = c.memory_bound(r.cost, r.dtype)
     done = rate(r.cost.bytes / seconds, "B/s") if by_bytes else rate(r.cost.flops / seconds, "F/s")
     share = f"{c.seconds(r.cost, r.dtype) / seconds:.0%}"
-    peers = ["torch", *["torch packed"] * packed, REFERENCE]
-    return [*words, duration(seconds), done, share, *(times(r.ratio(p)) for p in peers)]
+    per_block = r.per_block()
+    ratios = [times(r.ratio(p)) for p in others]
+    ratios += ["[dim]-[/]" if per_block is None else f"{per_block:.2f}"] * (DENSE in others)
+    return [*words, duration(seconds), done, share, *ratios]
 
 
 def summary(console: Console, results: Sequence[Result]) -> None:

@@ -18,11 +18,11 @@ from attn_ext.variants.record import Cost
 from .ceilings import Ceilings, measure_ceilings, name
 from .correctness import MAX_REFERENCE_SCORES, Verdict, scores, to_device, verify
 from .measure import interleave, quartiles, ratios
-from .peers import peers
+from .peers import dense, peers
 from .suites import BenchCase
 from .work import cost_of, differentiable, prepare
 
-OURS, REFERENCE = "attn_ext", "reference"
+OURS, REFERENCE, DENSE = "attn_ext", "reference", "dense"
 # The plain-Python reference is many times slower: its ratio needs fewer rounds to be clear.
 REFERENCE_ROUNDS = 3
 
@@ -66,6 +66,7 @@ class Result:
     verdict: Verdict
     cost: Cost = Cost(0.0, 0.0)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    visited: float | None = None  # share of a block mask's blocks
 
     def ratio(self, peer: str) -> tuple[float, float, float] | None:
         """Quartiles of peer's time over ours; None where there is no such peer."""
@@ -76,6 +77,12 @@ class Result:
     def median(self, contender: str = OURS) -> float:
         """Seconds of one call."""
         return quartiles(self.seconds[contender])[1]
+
+    def per_block(self) -> float | None:
+        """Our time per visited block over that of dense attention; None where there are none."""
+        if DENSE not in self.seconds or not self.visited:
+            return None
+        return 1 / (self.ratio(DENSE)[1] * self.visited)
 
     def as_json(self) -> dict[str, Any]:
         """Everything in plain types, with every raw timing."""
@@ -94,6 +101,8 @@ class Result:
             "max_error": self.verdict.error if self.verdict.ok else None,
             "error_bound": self.verdict.bound if self.verdict.ok else None,
             "checked_rows": self.verdict.rows or "all",
+            "visited_blocks": self.visited,
+            "time_per_block": self.per_block(),
             "flops": self.cost.flops,
             "bytes": self.cost.bytes,
             "seconds": self.seconds,
@@ -149,6 +158,8 @@ def measure_case(
             inputs = differentiable(inputs, case.gradients)
         calls: dict[str, Callable[[], Tensor]] = {OURS: lambda: variant.fn(**inputs)}
         calls |= peers(inputs)
+        if case.dense:
+            calls[DENSE] = dense(inputs)
         if reference_fits:
             plain = for_reference(inputs, dtype)
             calls[REFERENCE] = lambda: variant.reference(**plain)
@@ -161,7 +172,9 @@ def measure_case(
             at_most={REFERENCE: REFERENCE_ROUNDS},
             limit=limit,
         )
-    return Result(case, dtype, place, verdict, cost_of(work, cost), seconds)
+    mask = inputs.get("block_mask")
+    visited = None if mask is None else mask.block_density
+    return Result(case, dtype, place, verdict, cost_of(work, cost), seconds, visited)
 
 
 def ceilings(place: Place, dtypes: set[torch.dtype]) -> Ceilings:

@@ -1,11 +1,18 @@
 """What is timed: suites are lists of cases, and a case is a call of a variant worth knowing."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from attn_ext.block_mask import BlockMask
 from attn_ext.variants.cases import AttentionCase, VarlenCase
+from attn_ext.variants.local_attention import LocalCase
+from attn_ext.variants.neighborhood_attention import NeighborhoodCase
+
+from .block_masks import MaskCase, documents, prefix, random_blocks
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -15,15 +22,17 @@ class BenchCase:
     """One call of a variant, in each of some dtypes.
 
     `work` is one of work.WORK, with gradients of the inputs named in `gradients`. A `cold` case is
-    timed with K and V out of the caches, as a decoding model finds them.
+    timed with K and V out of the caches, as a decoding model finds them. `dense` times attention of
+    all pairs beside it, whose time a mask should save its share of.
     """
 
-    case: AttentionCase
+    case: AttentionCase | NeighborhoodCase
     dtypes: tuple[torch.dtype, ...] = (FP32, BF16)
     variant: str = "attention"
     cold: bool = False
     work: str = "forward"
     gradients: tuple[str, ...] = ("query", "key", "value")
+    dense: bool = False
 
     @property
     def name(self) -> str:
@@ -33,6 +42,10 @@ class BenchCase:
             n, lengths = len(c.q_lengths), sorted({*c.q_lengths})
             words = [f"{n} x S{'..'.join(map(str, lengths[:: max(1, len(lengths) - 1)]))}"]
             words.append(_pair("H", c.hq, c.hkv))
+        elif isinstance(c, NeighborhoodCase):
+            kernel, c = "{}x{}".format(*c.kernel_size), c.tensors
+            words = [f"B{c.b}", _pair("H", c.hq, c.hkv), f"{self.case.height}x{self.case.width}"]
+            words.append(f"kernel {kernel}")
         else:
             words = [f"B{c.b}", _pair("H", c.hq, c.hkv), _pair("S", c.sq, c.sk)]
         words.append(_pair("D", c.d, c.dv))
@@ -41,6 +54,7 @@ class BenchCase:
         words += [f"soft-cap {c.softcap:g}"] * (c.softcap > 0) + ["alibi"] * c.alibi
         words += ["sinks"] * c.sinks + [f"{c.mask} mask"] * bool(c.mask)
         words += [f"dropout {c.dropout:g}"] * (c.dropout > 0)
+        words += [c.label] if isinstance(c, MaskCase) else []
         words += [self.work] * (self.work != "forward")
         words += ["with mask gradient"] * ("attn_mask" in self.gradients)
         return " ".join(words)
@@ -91,6 +105,23 @@ def _small(s: int) -> BenchCase:
 def _packed(lengths: tuple[int, ...]) -> BenchCase:
     shape = VarlenCase(hq=8, hkv=8, q_lengths=lengths, k_lengths=lengths, causal=True)
     return BenchCase(shape, variant="varlen_attention")
+
+
+def _masked(label: str, build: Callable[[int], BlockMask]) -> BenchCase:
+    """Self attention of 8 heads under a block mask."""
+    shape = MaskCase(b=1, hq=8, hkv=8, sq=4096, sk=4096, label=label, build=build)
+    return BenchCase(shape, variant="block_sparse_attention", dense=True)
+
+
+def _local(s: int, window: tuple[int, int]) -> BenchCase:
+    shape = LocalCase(b=1, hq=8, hkv=8, sq=s, sk=s, window=window)
+    return BenchCase(shape, variant="local_attention", dense=True)
+
+
+def _image(side: int, kernel: int) -> BenchCase:
+    shape = AttentionCase(b=1, hq=8, hkv=8)
+    image = NeighborhoodCase(side, side, shape, kernel_size=(kernel, kernel))
+    return BenchCase(image, variant="neighborhood_attention", dense=True)
 
 
 _RAGGED = (1024, 64, 333, 700, 17, 512)
@@ -172,6 +203,17 @@ SUITES: dict[str, Suite] = {
     "varlen": Suite(
         "packed sequences, against one torch call per sequence",
         (_packed(_RAGGED), _packed((512,) * 4), _packed((32,) * 64)),
+    ),
+    "sparse": Suite(
+        "masks by blocks, windows and images: what they save of dense attention's time",
+        (
+            *(_masked(f"{p} % of blocks", partial(random_blocks, p)) for p in (2, 5, 10, 25, 50)),
+            _masked("10 causal documents", documents),
+            _masked("prefix", prefix),
+            _local(8192, (256, 0)),
+            _image(32, 7),
+        ),
+        seconds=60,
     ),
     "small-calls": Suite(
         "the overhead of a call: one head, few tokens",

@@ -15,10 +15,12 @@ from attn_ext.testing import backends
 from attn_ext.variants import VARIANTS
 from attn_ext.variants.attention import reference
 from attn_ext.variants.cases import AttentionCase, VarlenCase
+from attn_ext.variants.local_attention import LocalCase
+from attn_ext.variants.neighborhood_attention import NeighborhoodCase
 from attn_ext.variants.record import Cost
 
-ceilings, correctness, measure, memory = map(
-    bench_module, ("ceilings", "correctness", "measure", "memory")
+block_masks, ceilings, correctness, measure, memory = map(
+    bench_module, ("block_masks", "ceilings", "correctness", "measure", "memory")
 )
 peers, run, suites = map(bench_module, ("peers", "run", "suites"))
 
@@ -127,6 +129,44 @@ def test_peers_of_packed_sequences_compute_the_same():
     torch.testing.assert_close(found["torch"](), VARIANTS["varlen_attention"].reference(**x))
 
 
+SPARSE_CASES = {
+    "block_sparse_attention": block_masks.MaskCase(
+        hq=2, hkv=2, sq=300, sk=300, label="documents", build=block_masks.documents
+    ),
+    "local_attention": LocalCase(window=(5, 2), causal=True),
+    "neighborhood_attention": NeighborhoodCase(
+        6, 9, AttentionCase(hq=4, hkv=2, d=16, dv=16), kernel_size=(3, 5)
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "case"), SPARSE_CASES.items(), ids=SPARSE_CASES)
+def test_peers_of_sparse_calls_compute_the_same(name, case):
+    x = case.inputs(torch.float64)
+    found = peers.peers(x)
+    assert set(found) == {"torch"}
+    torch.testing.assert_close(found["torch"](), VARIANTS[name].reference(**x))
+    q, k, v = (x[n].flatten(2, -2) for n in ("query", "key", "value"))
+    gqa = {"enable_gqa": q.shape[1] != k.shape[1]}
+    torch.testing.assert_close(peers.dense(x)(), reference(q, k, v, **gqa))
+
+
+def test_torch_is_no_peer_of_dilated_windows():
+    assert peers.peers(LocalCase(dilation=2).inputs(torch.float32)) == {}
+
+
+@pytest.mark.parametrize("percent", [0, 2, 50, 100])
+def test_random_blocks_are_as_many_as_said_and_full(percent):
+    mask = block_masks.random_blocks(percent, 128 * 10)
+    assert mask.num_full == percent and mask.num_partial == 0
+
+
+def test_documents_are_ten_of_different_lengths():
+    seen = block_masks.documents(1000).to_dense()[0, 0].sum(1)
+    starts = (seen == 1).nonzero().flatten()
+    assert starts[0] == 0 and len(starts) == len(starts.diff().unique()) + 1 == 10
+
+
 @pytest.mark.parametrize("option", [{"softcap": 2.0}, {"sinks": True}])
 def test_torch_is_no_peer_where_it_lacks_the_option(option: dict):
     assert peers.peers(replace(SMALL, **option).inputs(torch.float32)) == {}
@@ -149,6 +189,26 @@ def test_large_calls_are_checked_on_some_rows(case, cpu_backend, monkeypatch):
     verdict = correctness.verify(VARIANTS["attention"], case, torch.float32, cpu_backend)
     assert verdict.ok, verdict.message
     assert verdict.rows == 10
+
+
+@pytest.mark.parametrize("name", ["block_sparse_attention", "local_attention"])
+def test_large_sparse_calls_are_checked_on_some_rows(name, cpu_backend, monkeypatch):
+    case, variant = SPARSE_CASES[name], VARIANTS[name]
+    monkeypatch.setattr(correctness, "MAX_REFERENCE_SCORES", case.b * case.hq * 10 * case.sk)
+    verdict = correctness.verify(variant, case, torch.float32, cpu_backend)
+    assert verdict.ok and verdict.rows == 10, verdict.message
+
+    def wrong(**inputs):
+        o, lse = variant.fn(**inputs)
+        return o.index_fill(-2, torch.tensor([0]), 3.0), lse
+
+    verdict = correctness.verify(replace(variant, fn=wrong), case, torch.float32, cpu_backend)
+    assert "AssertionError: o:" in verdict.message
+
+
+def test_scores_of_images_are_of_all_pixels():
+    case = SPARSE_CASES["neighborhood_attention"]
+    assert correctness.scores(case.inputs(torch.float32)) == 2 * 4 * (6 * 9) ** 2
 
 
 @pytest.mark.usefixtures("wrong_attention")
@@ -193,6 +253,26 @@ def test_bench_does_not_time_wrong_cases(tmp_path):
     dense, packed = json.loads((tmp_path / "r.json").read_text())["results"]
     assert not dense["ok"] and dense["seconds"] == {} and "AssertionError" in dense["message"]
     assert packed["ok"] and packed["seconds"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_compares_sparse_calls_with_dense_attention(tmp_path, monkeypatch):
+    cases = tuple(
+        suites.BenchCase(case, (torch.float32,), name, dense=True)
+        for name, case in SPARSE_CASES.items()
+    )
+    monkeypatch.setitem(suites.SUITES, "sparse", suites.Suite("three", cases, rounds=3))
+    args = ["bench", "--suite", "sparse", "--json", str(tmp_path / "r.json")]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    assert "vs dense" in result.output and "B2 H4:2 6x9 kernel 3x5 D16" in result.output
+    results = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert all(len(r["seconds"]["dense"]) == 3 for r in results)
+    blocks, *others = results
+    assert blocks["visited_blocks"] == 5 / 9  # on the diagonal and next to it, of 3 x 3
+    ratio = blocks["ratios"]["dense"]["median"]
+    assert blocks["time_per_block"] == pytest.approx(9 / 5 / ratio)
+    assert all(r["visited_blocks"] is r["time_per_block"] is None for r in others)
 
 
 @pytest.mark.usefixtures("tiny")
