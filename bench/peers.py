@@ -5,6 +5,9 @@ torch has nothing like it. What a user would do once (a dense mask for a window)
 call, in torch's favor.
 """
 
+import functools
+import os
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -106,6 +109,35 @@ def sdpa_per_sequence(inputs: Inputs) -> Call | None:
     return lambda: torch.cat([call()[0].transpose(0, 1) for call in calls])
 
 
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    """FlexAttention as its users run it: compiled, at the first call of each shape and type."""
+    from torch.nn.attention.flex_attention import flex_attention  # slow to import
+
+    return torch.compile(flex_attention)
+
+
+def flex(inputs: Inputs) -> Call | None:
+    """Torch's FlexAttention under a block mask, where there is a compiler for it."""
+    mask, q = inputs.get("block_mask"), inputs["query"]
+    if mask is None or mask.shape[:2] != (1, 1):
+        return None
+    if q.device.type == "cpu":  # where it has no backward and no float64, and is compiled C++
+        compiler = shutil.which(os.environ.get("CXX", "g++"))
+        if q.requires_grad or q.dtype == torch.float64 or compiler is None:
+            return None
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    keep = mask.to_dense()[0, 0]
+    blocks = create_block_mask(
+        lambda b, h, i, j: keep[i, j], None, None, *keep.shape,
+        device=q.device, BLOCK_SIZE=mask.block_size,
+    )  # fmt: skip
+    options = {n: inputs[n] for n in ("scale", "enable_gqa") if n in inputs}
+    k, v = inputs["key"], inputs["value"]
+    return lambda: _compiled_flex()(q, k, v, block_mask=blocks, **options)
+
+
 def dense(inputs: Inputs) -> Call:
     """Our attention of all pairs: what a mask leaves out is saved of this."""
     q, k, v = (inputs[n] for n in ("query", "key", "value"))
@@ -120,5 +152,6 @@ def peers(inputs: Inputs) -> dict[str, Call]:
     found = {
         "torch": sdpa(inputs) or sdpa_per_sequence(inputs),
         "torch packed": sdpa_packed(inputs),
+        "torch flex": flex(inputs),
     }
     return {name: call for name, call in found.items() if call is not None}

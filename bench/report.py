@@ -19,7 +19,7 @@ from .run import DENSE, OURS, REFERENCE, REFERENCE_ROUNDS, Place, Result
 
 GOAL_ROUNDS = 20
 # A table narrower than this would break its columns when the output is a file or a pipe.
-PIPE_WIDTH = 140
+PIPE_WIDTH = 170
 
 
 def stdout() -> Console:
@@ -102,8 +102,8 @@ def results_table(
     console: Console, results: Sequence[Result], ceilings: dict[Place, Ceilings]
 ) -> None:
     """Print one line per case, grouped by the place where it ran."""
-    others = [p for p in ("torch packed", DENSE) if any(p in r.seconds for r in results)]
-    others = ["torch", *others, REFERENCE]
+    timed = {p for r in results for p in r.seconds}
+    others = ["torch", *(p for p in ("torch packed", "torch flex", DENSE) if p in timed), REFERENCE]
     counts = [len(r.seconds[OURS]) for r in results if r.verdict.ok] or [0]
     rounds = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
     few = f", fewer than the {GOAL_ROUNDS} that a claim needs" * (min(counts) < GOAL_ROUNDS)

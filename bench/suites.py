@@ -207,8 +207,8 @@ SUITES: dict[str, Suite] = {
     "sparse": Suite(
         "masks by blocks, windows and images: what they save of dense attention's time",
         (
-            *(_masked(f"{p} % of blocks", partial(random_blocks, p)) for p in (2, 5, 10, 25, 50)),
-            _masked("10 causal documents", documents),
+            *(_masked(f"{p}% of blocks", partial(random_blocks, p)) for p in (2, 5, 10, 25, 50)),
+            _masked("10 documents", documents),
             _masked("prefix", prefix),
             _local(8192, (256, 0)),
             _image(32, 7),

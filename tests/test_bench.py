@@ -144,11 +144,25 @@ SPARSE_CASES = {
 def test_peers_of_sparse_calls_compute_the_same(name, case):
     x = case.inputs(torch.float64)
     found = peers.peers(x)
-    assert set(found) == {"torch"}
+    assert set(found) == {"torch"}  # FlexAttention has no float64
     torch.testing.assert_close(found["torch"](), VARIANTS[name].reference(**x))
     q, k, v = (x[n].flatten(2, -2) for n in ("query", "key", "value"))
     gqa = {"enable_gqa": q.shape[1] != k.shape[1]}
     torch.testing.assert_close(peers.dense(x)(), reference(q, k, v, **gqa))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_is_a_peer_where_it_can_be_compiled(monkeypatch):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(peers, "_compiled_flex", lambda: flex_attention)  # no half a minute of it
+    monkeypatch.setattr(peers.shutil, "which", lambda name: name)
+    x = SPARSE_CASES["block_sparse_attention"].inputs(torch.float32)
+    call = peers.peers(x)["torch flex"]
+    torch.testing.assert_close(call(), VARIANTS["block_sparse_attention"].reference(**x))
+    assert "torch flex" not in peers.peers(x | {"query": x["query"].clone().requires_grad_()})
+    monkeypatch.setattr(peers.shutil, "which", lambda name: None)
+    assert set(peers.peers(x)) == {"torch"}
 
 
 def test_torch_is_no_peer_of_dilated_windows():
@@ -193,6 +207,7 @@ def test_large_calls_are_checked_on_some_rows(case, cpu_backend, monkeypatch):
 
 @pytest.mark.parametrize("name", ["block_sparse_attention", "local_attention"])
 def test_large_sparse_calls_are_checked_on_some_rows(name, cpu_backend, monkeypatch):
+    monkeypatch.setattr(peers, "flex", lambda inputs: None)
     case, variant = SPARSE_CASES[name], VARIANTS[name]
     monkeypatch.setattr(correctness, "MAX_REFERENCE_SCORES", case.b * case.hq * 10 * case.sk)
     verdict = correctness.verify(variant, case, torch.float32, cpu_backend)
@@ -262,6 +277,7 @@ def test_bench_compares_sparse_calls_with_dense_attention(tmp_path, monkeypatch)
         for name, case in SPARSE_CASES.items()
     )
     monkeypatch.setitem(suites.SUITES, "sparse", suites.Suite("three", cases, rounds=3))
+    monkeypatch.setattr(peers.shutil, "which", lambda name: None)  # no FlexAttention
     args = ["bench", "--suite", "sparse", "--json", str(tmp_path / "r.json")]
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 0, result.output
