@@ -16,8 +16,8 @@ from attn_ext.nn.space_time import SpaceTimeLayer
 __all__ = [
     "AdaptiveSpanAttention",
     "AttentionPool",
-    "ForgettingAttention",
     "BigBirdAttention",
+    "ForgettingAttention",
     "GlobalLocalAttention",
     "GroupedQueryAttention",
     "HierarchicalAttentionPool",
