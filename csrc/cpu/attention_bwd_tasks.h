@@ -9,6 +9,7 @@
 #include "csrc/cpu/attention_bwd.h"
 #include "csrc/cpu/attention_bwd_cells.h"
 #include "csrc/cpu/attention_bwd_rows.h"
+#include "csrc/cpu/for_tasks.h"
 #include "csrc/cpu/scratch.h"
 
 namespace atx::ATX_TARGET {
@@ -20,15 +21,6 @@ constexpr int DELTA_QUERIES = 256;
 constexpr int LARGEST_STRETCH = 4;
 
 inline int64_t ceil_div(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
-template <class F>
-void for_tasks(const Exec& exec, int64_t n, const F& f) {
-  if (n == 0) return;
-  exec.parallel_for(
-      n,
-      [](const void* f, int64_t first, int64_t last) { (*static_cast<const F*>(f))(first, last); },
-      &f);
-}
 
 // Batch entries and key heads. `inner` of them are one task's, because they share what it writes.
 struct Heads {

@@ -7,11 +7,11 @@
 #pragma once
 #include "csrc/cpu/attention_fwd.h"
 #include "csrc/cpu/dropout_lanes.h"
+#include "csrc/cpu/few_products.h"
 #include "csrc/cpu/gemm.h"
 #include "csrc/cpu/pack.h"
 #include "csrc/cpu/scratch.h"
 #include "csrc/cpu/softmax.h"
-#include "csrc/cpu/transpose.h"
 
 namespace atx::ATX_TARGET {
 
@@ -21,7 +21,7 @@ class FewRows {
   using Float = typename L::Float;
 
  public:
-  static constexpr int MAX = L::COUNT / 2;  // rows
+  static constexpr int MAX = FEW_ROWS<L>;
 
   void take(Scratch& scratch, const AttentionParams& p) {
     stride_ = (p.Dv + L::COUNT - 1) / L::COUNT * L::COUNT;
@@ -66,20 +66,14 @@ class FewRows {
         sizeof(A) * MAX * BLOCK_KV);  // also of rows that do not exist, which are multiplied along
   }
 
-  // Calls f with the smallest power of two of rows that holds them all: the last row is then
-  // repeated.
-  template <int ROWS = 1, class F>
-  static ATX_HD void by_rows(int rows, F f) {
-    if constexpr (ROWS < MAX)
-      if (rows > ROWS) return by_rows<2 * ROWS>(rows, f);
-    f.template operator()<ROWS>();
-  }
-
   void multiply_keys(const Task& task, int j0, int keys) {
     const AttentionParams& p = task.p;
     with_dtype<A>(p.dtype, p.k, [&]<class T>(const T* k) {
-      by_rows(task.rows(), [&]<int ROWS>() {
-        dot_products<ROWS>(task, keys, k + task.key_offset(p.k_stride, j0));
+      const T* const first = k + task.key_offset(p.k_stride, j0);
+      by_rows<MAX>(task.rows(), [&]<int ROWS>() {
+        dot_products<L, ROWS>(
+            p.D, task.rows(), q_, keys, [&](int n) { return first + n * p.k_stride.row; }, s_,
+            BLOCK_KV);
       });
     });
   }
@@ -87,43 +81,9 @@ class FewRows {
     const AttentionParams& p = task.p;
     with_dtype<A>(p.dtype, p.v, [&]<class T>(const T* v) {
       const T* const values = v + task.key_offset(p.v_stride, j0);
-      by_rows(task.rows(), [&]<int ROWS>() { weighted_sums<ROWS>(task, keys, values); });
+      by_rows<MAX>(task.rows(), [&]<int ROWS>() { weighted_sums<ROWS>(task, keys, values); });
       if (!add_part(task.rows())) add_attended(task, keys, values);
     });
-  }
-
-  // s [rows, keys] = q kᵀ: ROWS x KEYS products at a time, whose partial sums fill COUNT registers.
-  template <int ROWS, class T>
-  void dot_products(const Task& task, int keys, const T* k) {
-    constexpr int KEYS = L::COUNT / ROWS;
-    const int D = task.p.D, rows = task.rows();
-    for (int j = 0; j < keys; j += KEYS) {
-      const A* q[ROWS];
-      const T* key[KEYS];
-      for (int r = 0; r < ROWS; ++r) q[r] = q_ + (r < rows ? r : rows - 1) * D;
-      for (int n = 0; n < KEYS; ++n)
-        key[n] = k + (j + n < keys ? j + n : keys - 1) * task.p.k_stride.row;
-      Float acc[L::COUNT];
-      for (int n = 0; n < L::COUNT; ++n) acc[n] = L::all(0);
-      const auto step = [&](int d, auto... rest) {
-        Float x[KEYS];
-#pragma GCC unroll 16
-        for (int n = 0; n < KEYS; ++n) x[n] = L::load(key[n] + d, rest...);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-          const Float y = L::load(q[r] + d, rest...);
-#pragma GCC unroll 16
-          for (int n = 0; n < KEYS; ++n) acc[r * KEYS + n] += y * x[n];
-        }
-      };
-      int d = 0;
-      for (; d + L::COUNT <= D; d += L::COUNT) step(d);
-      if (d < D) step(d, D - d);
-      A sums[L::COUNT];
-      L::store(sums, sum_each<L>(acc));
-      for (int r = 0; r < rows && r < ROWS; ++r)
-        memcpy(s_ + r * BLOCK_KV + j, sums + r * KEYS, sizeof(A) * KEYS);
-    }
   }
 
   // weights of row r = 2^(unit s - m); s stays, −inf where masked.
