@@ -2,7 +2,7 @@
 // time, so that a warp reads whole sectors and a row's dot product takes three shuffles.
 #include "csrc/core/kernels.h"
 #include "csrc/core/merge.h"
-#include "csrc/core/numeric.h"
+#include "csrc/cuda/pieces.cuh"
 #include "csrc/simt/simt.h"
 
 namespace atx::ATX_TARGET {
@@ -10,47 +10,11 @@ namespace merge {  // not unnamed: nvcc and g++ are to mangle the kernels alike
 
 constexpr int LANES = 8, THREADS = 256, ROWS = THREADS / LANES;
 
-// A row in global memory, in pieces of 16 bytes; piece by element where that is not aligned.
-template <class T>
-struct Row {
-  static constexpr int PIECE = 16 / int(sizeof(T));
-  struct alignas(16) Piece {
-    T x[PIECE];
-  };
-  T* data;
-  int size;
-
-  template <class Pointer>
-  __device__ __forceinline__ Row(const MergeStatesParams& p, Pointer* tensor, const Strides& s,
-                                 int64_t r)
-      : data(static_cast<T*>(tensor) + merge_row(p, s, r)), size(p.Dv) {}
-
-  __device__ __forceinline__ bool whole(int d) const {
-    return d + PIECE <= size && reinterpret_cast<uintptr_t>(data + d) % 16 == 0;
-  }
-  __device__ __forceinline__ void load(int d, float (&to)[PIECE]) const {
-    if (whole(d)) {
-      const Piece piece = *reinterpret_cast<const Piece*>(data + d);
-#pragma unroll
-      for (int i = 0; i < PIECE; ++i) to[i] = to_float(piece.x[i]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < PIECE; ++i) to[i] = d + i < size ? to_float(data[d + i]) : 0.f;
-    }
-  }
-  __device__ __forceinline__ void store(int d, const float (&from)[PIECE]) const {
-    if (whole(d)) {
-      Piece piece;
-#pragma unroll
-      for (int i = 0; i < PIECE; ++i) piece.x[i] = from_float<T>(from[i]);
-      *reinterpret_cast<Piece*>(data + d) = piece;
-    } else {
-#pragma unroll
-      for (int i = 0; i < PIECE; ++i)
-        if (d + i < size) data[d + i] = from_float<T>(from[i]);
-    }
-  }
-};
+template <class T, class Pointer>
+__device__ __forceinline__ Pieces<T> row_of(const MergeStatesParams& p, Pointer* tensor,
+                                            const Strides& s, int64_t r) {
+  return {static_cast<T*>(tensor) + merge_row(p, s, r), p.Dv};
+}
 
 __device__ __forceinline__ float weighted(float w, float x) { return w == 0.f ? 0.f : w * x; }
 
@@ -75,14 +39,15 @@ struct Place {
 
 template <class T>
 __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ MergeStatesParams p) {
-  constexpr int PIECE = Row<T>::PIECE;
+  constexpr int PIECE = Pieces<T>::PIECE;
   const Place at(p);
   if (!at.exists) return;
   const MergeWeights<float> w(at.load(p, p.lse_a, p.lse_a_stride),
                               at.load(p, p.lse_b, p.lse_b_stride));
   at.store(p, p.lse, p.lse_stride, w.lse);
-  const Row<const T> a(p, p.o_a, p.o_a_stride, at.row), b(p, p.o_b, p.o_b_stride, at.row);
-  const Row<T> o(p, p.o, p.o_stride, at.row);
+  const auto a = row_of<const T>(p, p.o_a, p.o_a_stride, at.row);
+  const auto b = row_of<const T>(p, p.o_b, p.o_b_stride, at.row);
+  const auto o = row_of<T>(p, p.o, p.o_stride, at.row);
 #pragma unroll 1
   for (int d = at.lane * PIECE; d < p.Dv; d += LANES * PIECE) {
     float x[PIECE], y[PIECE];
@@ -97,16 +62,18 @@ __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ Merge
 template <class T>
 __global__ void __launch_bounds__(THREADS)
     backward(const __grid_constant__ MergeStatesBwdParams p) {
-  constexpr int PIECE = Row<T>::PIECE;
+  constexpr int PIECE = Pieces<T>::PIECE;
   const MergeStatesParams& f = p.fwd;
   Place at(f);
   const bool exists = at.exists;
   if (!exists) at.row = 0;  // shuffles want every lane: the others work along, and store nothing
   const MergeWeights<float> w(at.load(f, f.lse_a, f.lse_a_stride),
                               at.load(f, f.lse_b, f.lse_b_stride));
-  const Row<const T> a(f, f.o_a, f.o_a_stride, at.row), b(f, f.o_b, f.o_b_stride, at.row),
-      d_o(f, p.d_o, p.d_o_stride, at.row);
-  const Row<T> d_o_a(f, p.d_o_a, p.d_o_a_stride, at.row), d_o_b(f, p.d_o_b, p.d_o_b_stride, at.row);
+  const auto a = row_of<const T>(f, f.o_a, f.o_a_stride, at.row);
+  const auto b = row_of<const T>(f, f.o_b, f.o_b_stride, at.row);
+  const auto d_o = row_of<const T>(f, p.d_o, p.d_o_stride, at.row);
+  const auto d_o_a = row_of<T>(f, p.d_o_a, p.d_o_a_stride, at.row);
+  const auto d_o_b = row_of<T>(f, p.d_o_b, p.d_o_b_stride, at.row);
   // Of parts that both count; elsewhere the sum is multiplied by 0 and must be a number.
   const bool both = w.a != 0.f && w.b != 0.f;
   float sum = 0;
