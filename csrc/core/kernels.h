@@ -40,6 +40,8 @@ struct Kernels {
   Status (*attention_fwd)(const AttentionParams&, const Exec&);
   Status (*attention_bwd)(const AttentionBwdParams&, const Exec&);
   Status (*attention_stats)(const AttentionStatsParams&, const Exec&);
+  Status (*topk_attention_fwd)(const TopkAttentionParams&, const Exec&);
+  Status (*topk_attention_bwd)(const TopkAttentionBwdParams&, const Exec&);
   Status (*merge_states)(const MergeStatesParams&, const Exec&);
   Status (*merge_states_bwd)(const MergeStatesBwdParams&, const Exec&);
   const KernelInfo* catalogue;

@@ -126,6 +126,36 @@ struct AttentionStatsParams {
   int64_t column_batch, column_head;
 };
 
+// Which keys each query attends to: lists of as many, [B, H, Sq, length], H of 1, Hkv or Hq. A key
+// that is listed twice counts twice; what is no key, as -1, pads a list, anywhere in it.
+struct KeyLists {
+  const int32_t* keys;
+  int64_t batch, head, row;  // strides; 0 where shared. A list is contiguous
+  int length;
+  int sharing;  // query heads, one after the other, that have their lists in common: Hq / H
+};
+
+// The same lists the other way round: who lists a key, in ascending order, as often as it does.
+struct KeyReaders {
+  const int64_t* first;  // [B or 1, H, Sk + 1], contiguous: where each key's readers begin
+  const int32_t* query;  // [B or 1, H, Sq * length], contiguous
+  int64_t planes;        // H; 0: shared by the batch
+};
+
+// Attention over listed keys. fwd has neither mask, bias, window nor dropout.
+struct TopkAttentionParams {
+  AttentionParams fwd;
+  KeyLists lists;
+};
+
+// Its gradients, by the equations of AttentionBwdParams. Those of k and v are sums over readers,
+// which are there if one of the two is wanted.
+struct TopkAttentionBwdParams {
+  AttentionBwdParams bwd;
+  KeyLists lists;
+  KeyReaders readers;
+};
+
 // Two results of attention over disjoint keys become the one over all of them:
 //   lse = log(e^lse_a + e^lse_b),  o = w_a o_a + w_b o_b,  w = e^(lse_part - lse)
 // A part with w = 0 adds nothing, whatever its o holds.

@@ -5,6 +5,7 @@
 #include "csrc/cpu/attention_fwd.h"
 #include "csrc/cpu/attention_stats.h"
 #include "csrc/cpu/merge_states.h"
+#include "csrc/cpu/topk_attention.h"
 
 #define ATX_NAME_OF(target) #target
 #define ATX_TARGET_NAME(target) ATX_NAME_OF(target)
@@ -16,7 +17,9 @@ constexpr KernelInfo CATALOGUE[] = {
     {"attention_bwd", "f64 f32 f16 bf16", "Full Window General", 576, BWD_TILE_ROWS, BWD_BLOCK_KV,
      1, 0},
     {"attention_stats", "f64 f32 f16 bf16", "Full Window General", 576, STATS_TILE_ROWS,
-     STATS_BLOCK_KV, 1, 0}};
+     STATS_BLOCK_KV, 1, 0},
+    {"topk_attention_fwd", "f64 f32 f16 bf16", "lists", 576, 1, LISTED_BLOCK, 1, 0},
+    {"topk_attention_bwd", "f64 f32 f16 bf16", "lists", 576, 1, LISTED_BLOCK, 1, 0}};
 
 extern const Kernels kernels;
 const Kernels kernels = {
@@ -26,6 +29,8 @@ const Kernels kernels = {
     .attention_fwd = attention_fwd,
     .attention_bwd = attention_bwd,
     .attention_stats = attention_stats,
+    .topk_attention_fwd = topk_attention_fwd,
+    .topk_attention_bwd = topk_attention_bwd,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,
     .catalogue = CATALOGUE,

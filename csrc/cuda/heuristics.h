@@ -124,4 +124,20 @@ struct F32StatsTile {
   static constexpr int SHARED_BYTES = (BLOCK + STAGES * STEP) * D * 4 + STAGES * STEP * 4;
 };
 
+// Listed keys, on FMA units: rows are nobody's neighbors, so lanes read them as they come.
+constexpr int TOPK_HEAD_DIMS[] = {64, 128, 256};
+template <class T_, int D_>
+struct TopkTile {
+  using T = T_;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS;
+  // Lanes that share a row: each has 16 numbers of it at most, of up to six rows at once.
+  static constexpr int SHARERS = D <= 128 ? 8 : 16;
+  // Keys of a team between two looks at the maximum: loads in flight, registers permitting.
+  static constexpr int LISTED = 4;
+};
+template <class Use>
+constexpr auto with_topk_dim(int d, Use use) {
+  return d <= 64 ? use(HeadDim<64>{}) : d <= 128 ? use(HeadDim<128>{}) : use(HeadDim<256>{});
+}
+
 }  // namespace atx::ATX_TARGET

@@ -28,6 +28,11 @@ Status launch_attention_bwd_heads(const AttentionBwdParams&, const Exec&);
 template <class T, class Score>
 Status launch_attention_stats(const AttentionStatsParams&, const Exec&);
 
+template <class T>
+Status launch_topk_attention_fwd(const TopkAttentionParams&, const Exec&);
+template <class T>
+Status launch_topk_attention_bwd(const TopkAttentionBwdParams&, const Exec&);
+
 namespace {
 
 // Of forward and backward. Dropout costs registers: only General's kernels have it.
@@ -123,6 +128,41 @@ Status attention_stats(const AttentionStatsParams& p, const Exec& exec) {
   }
 }
 
+Status topk_attention_fwd(const TopkAttentionParams& p, const Exec& exec) {
+  switch (p.fwd.dtype) {
+    case DType::f32:
+      return launch_topk_attention_fwd<float>(p, exec);
+    case DType::f16:
+      return launch_topk_attention_fwd<f16>(p, exec);
+    case DType::bf16:
+      return launch_topk_attention_fwd<bf16>(p, exec);
+    default:
+      return "dtype without a kernel on this target";
+  }
+}
+
+template <class T>
+Status topk_attention_bwd_of(const TopkAttentionBwdParams& p, const Exec& exec) {
+  Status failed = launch_attention_bwd_delta<T>(p.bwd, exec);
+  if (!failed) failed = launch_topk_attention_bwd<T>(p, exec);
+  if (!failed) failed = launch_attention_bwd_heads<float>(p.bwd, exec);
+  return failed;
+}
+
+Status topk_attention_bwd(const TopkAttentionBwdParams& p, const Exec& exec) {
+  if (p.bwd.fwd.Hq == 0) return nullptr;
+  switch (p.bwd.fwd.dtype) {
+    case DType::f32:
+      return topk_attention_bwd_of<float>(p, exec);
+    case DType::f16:
+      return topk_attention_bwd_of<f16>(p, exec);
+    case DType::bf16:
+      return topk_attention_bwd_of<bf16>(p, exec);
+    default:
+      return "dtype without a kernel on this target";
+  }
+}
+
 constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYPES = 3,
               NUM_SCORES = 4;
 
@@ -139,7 +179,8 @@ struct F32Passes {
 
 struct Catalogue {
   // attention_fwd, attention_stats, and up to four passes of attention_bwd.
-  static constexpr int MOST = 6, CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS;
+  static constexpr int MOST = 6, OF_LISTS = 3 * NUM_DTYPES * NUM_HEAD_DIMS,
+                       CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS + OF_LISTS;
   KernelInfo entries[CAPACITY];
   int size = 0;
 
@@ -188,11 +229,29 @@ struct Catalogue {
       });
     }
   }
+  // Warps own rows: queries, and in one pass keys; a team of lanes looks at one row at a time.
+  template <class T>
+  constexpr void add_lists(const char* dtype) {
+    for (const int dim : TOPK_HEAD_DIMS)
+      with_topk_dim(dim, [&]<int D>(HeadDim<D>) {
+        using Tile = TopkTile<T, D>;
+        constexpr int TEAMS = 32 / Tile::SHARERS;
+        const auto add = [&](const char* family, int block_q, int block_kv) {
+          entries[size++] = {family, dtype, "lists", D, block_q, block_kv, Tile::THREADS, 0};
+        };
+        add("topk_attention_fwd", Tile::WARPS, TEAMS * Tile::LISTED);
+        add("topk_attention_bwd q", Tile::WARPS, TEAMS);
+        add("topk_attention_bwd kv", TEAMS, Tile::WARPS);
+      });
+  }
   constexpr Catalogue() : entries{} {
     add_score<Full<float>>("full");
     add_score<Window<float>>("window");
     add_score<General<float>>("general");
     add_score<Blocks<float>>("blocks");
+    add_lists<float>("float32");
+    add_lists<bf16>("bfloat16");
+    add_lists<f16>("float16");
   }
 };
 
@@ -212,6 +271,8 @@ const Kernels kernels = {
     .attention_fwd = attention_fwd,
     .attention_bwd = attention_bwd,
     .attention_stats = attention_stats,
+    .topk_attention_fwd = topk_attention_fwd,
+    .topk_attention_bwd = topk_attention_bwd,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,
     .catalogue = catalogue.entries,

@@ -26,6 +26,8 @@ Kernels wrapped() {
   row.attention_fwd = with_buffers<&Kernels::attention_fwd, AttentionParams>;
   row.attention_bwd = with_buffers<&Kernels::attention_bwd, AttentionBwdParams>;
   row.attention_stats = with_buffers<&Kernels::attention_stats, AttentionStatsParams>;
+  row.topk_attention_fwd = with_buffers<&Kernels::topk_attention_fwd, TopkAttentionParams>;
+  row.topk_attention_bwd = with_buffers<&Kernels::topk_attention_bwd, TopkAttentionBwdParams>;
   row.merge_states = with_buffers<&Kernels::merge_states, MergeStatesParams>;
   row.merge_states_bwd = with_buffers<&Kernels::merge_states_bwd, MergeStatesBwdParams>;
   return row;
