@@ -20,6 +20,7 @@
 #define BLOCK_OPTIONS "Tensor? sinks, int block_q, int block_kv, float scale"
 #define FORGETTING "Tensor sums, "
 #define FORGETTING_OPTIONS "float scale, int window_left, bool bottom_right"
+#define LISTS "Tensor indices, Tensor? sinks, float scale"
 #define PER_HEAD "Tensor? alibi_slopes, Tensor? sinks, Tensor? seed, float dropout, "
 #define LENGTHS "int max_seqlen_q, int max_seqlen_k, "
 #define OPTIONS "float scale, float softcap, int window_left, int window_right, bool bottom_right"
@@ -55,6 +56,14 @@ STABLE_TORCH_LIBRARY(attn_ext, m) {
         ", " FORGETTING FORGETTING_OPTIONS
         ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_column, "
         "Tensor d_row)");
+  // One batch dimension of one size. indices: int32 [B or 1, 1 or Hkv or Hq, Sq, keys], -1 padded.
+  // transposed_lists: core/params.h, KeyReaders; absent where neither d_k nor d_v is wanted.
+  m.def("topk_attention_fwd(" INPUTS LISTS ") -> (" RESULTS ")");
+  m.def("topk_attention_why_not(" INPUTS LISTS ") -> str");
+  m.def("topk_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
+        ", Tensor indices, Tensor? first_reader, Tensor? readers, Tensor? sinks, float scale, "
+        "int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_sinks)");
+  m.def("transposed_lists(Tensor indices, int keys) -> (Tensor first_reader, Tensor readers)");
 
   // One batch dimension of one size. entropy, top_index and top_weight as lse; column_sum [B, Hq,
   // Sk], packed [Hq, total_k].
