@@ -30,6 +30,7 @@ from attn_ext.variants.relative_bias_attention import relative_bias_attention
 from attn_ext.variants.shifted_sparse_attention import shifted_sparse_attention
 from attn_ext.variants.shifted_window_attention import shifted_window_attention
 from attn_ext.variants.space_time_attention import space_time_attention
+from attn_ext.variants.topk_attention import topk_attention
 from attn_ext.variants.varlen_attention import varlen_attention
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "shifted_sparse_attention",
     "shifted_window_attention",
     "space_time_attention",
+    "topk_attention",
     "varlen_attention",
     "why_not",
 ]

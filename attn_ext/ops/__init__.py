@@ -8,4 +8,5 @@ from attn_ext.ops import (  # noqa: F401  importing them registers with torch
     block_sparse_attention,
     forgetting_attention,
     merge_states,
+    topk_attention,
 )

@@ -29,3 +29,4 @@ for _device in ("cpu", "cuda"):
     _autocast(torch.ops.attn_ext.varlen_attention_fwd.default, _device, (0, 1, 2))
     _autocast(torch.ops.attn_ext.block_sparse_attention_fwd.default, _device, (0, 1, 2))
     _autocast(torch.ops.attn_ext.forgetting_attention_fwd.default, _device, (0, 1, 2))
+    _autocast(torch.ops.attn_ext.topk_attention_fwd.default, _device, (0, 1, 2))

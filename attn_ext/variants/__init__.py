@@ -17,6 +17,7 @@ from attn_ext.variants import (
     shifted_sparse_attention,
     shifted_window_attention,
     space_time_attention,
+    topk_attention,
     varlen_attention,
 )
 from attn_ext.variants.record import Variant
@@ -27,6 +28,7 @@ VARIANTS: dict[str, Variant] = {
         attention.VARIANT,
         varlen_attention.VARIANT,
         block_sparse_attention.VARIANT,
+        topk_attention.VARIANT,
         local_attention.VARIANT,
         neighborhood_attention.VARIANT,
         global_local_attention.VARIANT,
