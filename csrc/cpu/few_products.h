@@ -89,6 +89,18 @@ ATX_HD void add_weighted_columns(int rows, const A* s, int64_t s_row, int count,
     }
 }
 
+// Dimensions from d on, VECS vectors at a time, and the rest in ever fewer.
+template <class L, int ROWS, int VECS, class A, class Y>
+void add_weighted_from(int d, int rows, const A* s, int64_t s_row, int count, const Y& y, int width,
+                       const A* alpha, A* o, int64_t o_row) {
+  for (; d + VECS * L::COUNT <= width; d += VECS * L::COUNT)
+    add_weighted_columns<L, ROWS, VECS>(rows, s, s_row, count, y, d, alpha, o, o_row);
+  if constexpr (VECS > 1)
+    add_weighted_from<L, ROWS, VECS / 2>(d, rows, s, s_row, count, y, width, alpha, o, o_row);
+  else if (d < width)
+    add_weighted_columns<L, ROWS, 1>(rows, s, s_row, count, y, d, alpha, o, o_row, width - d);
+}
+
 // Rows of o are whole vectors. alpha null: 1.
 template <class L, int ROWS, class A, class Y>
 void add_weighted(int rows, const A* s, int64_t s_row, int count, const Y& y, int width,
@@ -96,13 +108,7 @@ void add_weighted(int rows, const A* s, int64_t s_row, int count, const Y& y, in
   // As many accumulators as hide the latency of an addition, and half of the registers.
   constexpr int ACCUMULATORS = ATX_VEC_BYTES == 64 ? 16 : 8;
   constexpr int VECS = ROWS < ACCUMULATORS ? ACCUMULATORS / ROWS : 1;
-  int d = 0;
-  for (; d + VECS * L::COUNT <= width; d += VECS * L::COUNT)
-    add_weighted_columns<L, ROWS, VECS>(rows, s, s_row, count, y, d, alpha, o, o_row);
-  for (; d + L::COUNT <= width; d += L::COUNT)
-    add_weighted_columns<L, ROWS, 1>(rows, s, s_row, count, y, d, alpha, o, o_row);
-  if (d < width)
-    add_weighted_columns<L, ROWS, 1>(rows, s, s_row, count, y, d, alpha, o, o_row, width - d);
+  add_weighted_from<L, ROWS, VECS>(0, rows, s, s_row, count, y, width, alpha, o, o_row);
 }
 
 }  // namespace atx::ATX_TARGET
