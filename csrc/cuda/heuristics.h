@@ -134,6 +134,9 @@ struct TopkTile {
   static constexpr int SHARERS = D <= 128 ? 8 : 16;
   // Keys of a team between two looks at the maximum: loads in flight, registers permitting.
   static constexpr int LISTED = 4;
+  // Of a multiprocessor, at least: registers for that many do, while ptxas, left alone, tries for
+  // one more and spills.
+  static constexpr int BLOCKS = 3;
 };
 template <class Use>
 constexpr auto with_topk_dim(int d, Use use) {

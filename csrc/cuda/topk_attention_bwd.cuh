@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(Tile::THREADS)
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::THREADS)
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     topk_attention_bwd_kv(const __grid_constant__ TopkAttentionBwdParams params) {
   using T = typename Tile::T;
   using Row = SharedRow<Tile>;
@@ -121,11 +121,9 @@ Status launch_topk_attention_bwd(const TopkAttentionBwdParams& params, const Exe
     using Tile = TopkTile<T, D>;
     Status failed = nullptr;
     if (p.d_q)
-      failed = simt::launch(topk_attention_bwd_q<Tile>, warp_blocks<Tile>(f.B, f.Hq, f.Sq),
-                            Tile::THREADS, 0, exec.stream, params);
+      failed = launch_warps<Tile>(topk_attention_bwd_q<Tile>, f.B, f.Hq, f.Sq, exec, params);
     if (!failed && (p.d_k || p.d_v))
-      failed = simt::launch(topk_attention_bwd_kv<Tile>, warp_blocks<Tile>(f.B, f.Hkv, f.Sk),
-                            Tile::THREADS, 0, exec.stream, params);
+      failed = launch_warps<Tile>(topk_attention_bwd_kv<Tile>, f.B, f.Hkv, f.Sk, exec, params);
     return failed;
   });
 }

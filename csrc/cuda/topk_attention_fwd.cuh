@@ -11,7 +11,7 @@
 namespace atx::ATX_TARGET {
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::THREADS)
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     topk_attention_fwd(const __grid_constant__ TopkAttentionParams params) {
   using T = typename Tile::T;
   using Row = SharedRow<Tile>;
@@ -85,8 +85,7 @@ Status launch_topk_attention_fwd(const TopkAttentionParams& params, const Exec& 
   const AttentionParams& p = params.fwd;
   return with_topk_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
     using Tile = TopkTile<T, D>;
-    return simt::launch(topk_attention_fwd<Tile>, warp_blocks<Tile>(p.B, p.Hq, p.Sq), Tile::THREADS,
-                        0, exec.stream, params);
+    return launch_warps<Tile>(topk_attention_fwd<Tile>, p.B, p.Hq, p.Sq, exec, params);
   });
 }
 

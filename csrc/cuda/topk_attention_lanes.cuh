@@ -81,20 +81,27 @@ struct WarpRow {
   int b, h, row, team;
   bool exists;
 
-  __device__ __forceinline__ WarpRow(int batch, int heads, int rows, int group) {
-    const int64_t n = int64_t(blockIdx.x) * Tile::WARPS + threadIdx.x / 32;
-    const int64_t in_group = n / group, head = in_group / rows;
-    exists = n < int64_t(batch) * heads * rows;
+  // Unsigned: a division of 64 bits is a call, and takes a stack.
+  __device__ __forceinline__ WarpRow(unsigned batch, unsigned heads, unsigned rows,
+                                     unsigned group) {
+    const unsigned n = blockIdx.x * Tile::WARPS + threadIdx.x / 32;
+    const unsigned in_group = n / group, head = in_group / rows;
+    exists = n < batch * heads * rows;
     row = int(in_group % rows);
     b = int(head / (heads / group));
-    h = int(head % (heads / group)) * group + int(n % group);
+    h = int(head % (heads / group) * group + n % group);
     team = int(threadIdx.x % 32 / Tile::SHARERS);
   }
 };
 
-template <class Tile>
-int64_t warp_blocks(int batch, int heads, int rows) {
-  return (int64_t(batch) * heads * rows + Tile::WARPS - 1) / Tile::WARPS;
+// A kernel whose warps own the rows of [B, heads, rows].
+template <class Tile, class Params>
+Status launch_warps(void (*kernel)(Params), int batch, int heads, int rows, const Exec& exec,
+                    const Params& params) {
+  const int64_t warps = int64_t(batch) * heads * rows;
+  if (warps + Tile::WARPS > int64_t(UINT32_MAX)) return "the problem has more than 2^32 - 1 rows";
+  return simt::launch(kernel, (warps + Tile::WARPS - 1) / Tile::WARPS, Tile::THREADS, 0,
+                      exec.stream, params);
 }
 
 // Row 0 of one (batch, head).
