@@ -48,14 +48,15 @@ STABLE_TORCH_LIBRARY(attn_ext, m) {
         ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_sinks)");
 
   // One batch dimension of one size, causal. sums [B or 1, Hq or 1, 2, Sk]: core/params.h,
-  // Forgetting. d_column [B, Hq, 1, Sk] and d_row [B, Hq, Sq]:
-  // the sums of the logits' gradients per key and per query.
+  // Forgetting. d_column [B, Hq, 1, Sk] and d_row [B, Hq, Sq]: the sums of the logits' gradients
+  // per key and per query.
   m.def("forgetting_attention_fwd(" INPUTS FORGETTING FORGETTING_OPTIONS ") -> (" RESULTS ")");
   m.def("forgetting_attention_why_not(" INPUTS FORGETTING FORGETTING_OPTIONS ") -> str");
   m.def("forgetting_attention_bwd(Tensor d_o, Tensor? d_lse, " INPUTS RESULTS
         ", " FORGETTING FORGETTING_OPTIONS
         ", int wanted) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_column, "
         "Tensor d_row)");
+
   // One batch dimension of one size. indices: int32 [B or 1, 1 or Hkv or Hq, Sq, keys], -1 padded.
   // transposed_lists: core/params.h, KeyReaders; absent where neither d_k nor d_v is wanted.
   m.def("topk_attention_fwd(" INPUTS LISTS ") -> (" RESULTS ")");
