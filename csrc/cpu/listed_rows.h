@@ -21,7 +21,7 @@ void multiply_listed(DType dtype, int rows, int depth, const A* x, const void* y
   using L = Lanes<A>;
   constexpr int MAX = FEW_ROWS<L>;
   with_dtype<A>(dtype, y, [&]<class T>(const T* y) {
-    const auto row = [&](int n) { return y + which.number[n] * y_row; };
+    const auto row = [y, y_row, at = which.number](int n) { return y + at[n] * y_row; };
     for (int r = 0; r < rows; r += MAX)
       by_rows<MAX>(rows - r < MAX ? rows - r : MAX, [&]<int ROWS>() {
         dot_products<L, ROWS>(depth, rows - r < MAX ? rows - r : MAX, x + int64_t(r) * depth,
@@ -37,7 +37,7 @@ void add_listed(DType dtype, int rows, int width, const A* s, const void* y, int
   using L = Lanes<A>;
   constexpr int MAX = FEW_ROWS<L>;
   with_dtype<A>(dtype, y, [&]<class T>(const T* y) {
-    const auto row = [&](int n) { return y + which.number[n] * y_row; };
+    const auto row = [y, y_row, at = which.number](int n) { return y + at[n] * y_row; };
     for (int r = 0; r < rows; r += MAX)
       by_rows<MAX>(rows - r < MAX ? rows - r : MAX, [&]<int ROWS>() {
         add_weighted<L, ROWS>(rows - r < MAX ? rows - r : MAX, s + r * LISTED_BLOCK, LISTED_BLOCK,

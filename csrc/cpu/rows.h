@@ -72,8 +72,8 @@ class FewRows {
       const T* const first = k + task.key_offset(p.k_stride, j0);
       by_rows<MAX>(task.rows(), [&]<int ROWS>() {
         dot_products<L, ROWS>(
-            p.D, task.rows(), q_, keys, [&](int n) { return first + n * p.k_stride.row; }, s_,
-            BLOCK_KV);
+            p.D, task.rows(), q_, keys,
+            [first, step = p.k_stride.row](int n) { return first + n * step; }, s_, BLOCK_KV);
       });
     });
   }

@@ -1,7 +1,8 @@
 // The gradients of attention over listed keys (params.h has the equations). Nothing is scattered:
 //   d_q  of a query sums over its list, all heads of a group at once
 //   d_k, d_v  of a key sum over its readers, in ascending order, head by head
-// so that every number has one owner and no order but this. Weights are recomputed from lse.
+// so that every number has one owner and no order but this. Weights are recomputed from lse. As
+// the forward was measured, in fp32: 9 to 10 times dense attention's time per pair.
 #include "csrc/cpu/attention_bwd_rows.h"
 #include "csrc/cpu/for_tasks.h"
 #include "csrc/cpu/listed_rows.h"

@@ -1,6 +1,12 @@
 // o_i = Σ_n softmax_n(scale q_i · k_list(i, n)) v_list(i, n), with k and v where they lie. One task
 // is one query of one key head: its heads are rows (listed_rows.h), and the softmax is online over
 // blocks of the list.
+//
+// One AVX-512 thread, S 2048, 256 random keys a query, fp32, D 64 and 128: 6.7 to 7.0 times dense
+// attention's time per pair for a query and slot where no heads share a list, 3.3 to 3.5 times
+// where 8 do; so lists of an eighth of the keys take 1 / 1.1 to 1 / 2.5 of dense attention's time.
+// Keys gathered for torch's SDPA take 52 and 12 to 14 times as long. In bf16 dense attention runs
+// in AMX tiles, this does not, and dense is 1.3 to 3.7 times as fast at that length of lists.
 #include "csrc/cpu/attention_fwd.h"
 #include "csrc/cpu/for_tasks.h"
 #include "csrc/cpu/listed_rows.h"
