@@ -21,7 +21,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--backends", help="comma-separated; default: all of this machine but ptx")
+    parser.addoption(
+        "--backends", help="comma-separated, cpu: each of its targets; default: all but ptx"
+    )
     parser.addoption("--every", type=int, help="take every so manieth case only; 1: all of them")
 
 
@@ -30,9 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
         build_library()
 
 
-# By default some take one case of so many where it is slow (the emulator), or where another target
-# has the same source (every CPU but the widest): gradients, and variants made of another's op.
-SIMT_SHARE, CPU_SHARE = 9, 4
+# By default every case runs on the widest CPU target and one of so many elsewhere: on the other
+# CPUs, which have the same source, and in the emulator, which is slow; there fewer gradients, and
+# fewer of variants made of another's op. `--backends` takes every case, as .ci/run does.
+CPU_SHARE, SIMT_SHARE, SIMT_SHARE_OF_OTHERS = 4, 3, 9
 
 
 def _runs(cases, names: list[str], every: int | None, chosen: bool, gradients: bool) -> list:
@@ -41,11 +44,12 @@ def _runs(cases, names: list[str], every: int | None, chosen: bool, gradients: b
     first = {v.op: v.name for v in reversed(VARIANTS.values())}  # the op's own record
 
     def share(variant, n: str) -> int:
-        if every or chosen or n == widest:
+        if every or chosen or n in (widest, "cuda"):
             return every or 1
-        if not gradients and first[variant.op] == variant.name:
-            return 1
-        return SIMT_SHARE if n.startswith("simt") else CPU_SHARE
+        if n.startswith("cpu-"):
+            return CPU_SHARE
+        own = not gradients and first[variant.op] == variant.name
+        return SIMT_SHARE if own else SIMT_SHARE_OF_OTHERS
 
     return [
         pytest.param(v, c, backend(n), id=f"{v.name}-{c.name}-{n}")
@@ -55,10 +59,15 @@ def _runs(cases, names: list[str], every: int | None, chosen: bool, gradients: b
     ]
 
 
+def _names(chosen: str) -> list[str]:
+    cpu = [n for n in backends() if n.startswith("cpu-")]
+    return [n for name in chosen.split(",") for n in (cpu if name == "cpu" else [name])]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
     chosen, every = config.getoption("--backends"), config.getoption("--every")
-    names = chosen.split(",") if chosen else [n for n in backends() if n != "ptx"]
+    names = _names(chosen) if chosen else [n for n in backends() if n != "ptx"]
     used = metafunc.fixturenames
     gradients = "gradient_case" in used
     if gradients or {"variant", "case", "backend"} <= {*used}:
