@@ -150,13 +150,41 @@ def test_transforms():
     leaves = [q.clone().requires_grad_(), k.clone().requires_grad_()]
     expected = torch.autograd.grad(loss(*leaves), leaves)
     torch.testing.assert_close(torch.func.grad(loss, (0, 1))(q, k), expected)
-    with pytest.raises(RuntimeError, match="^topk_attention: expected no vmap"):
-        torch.vmap(lambda q: topk_attention(q, k, k, lists))(q[None])
     with (
         forward_ad.dual_level(),
         pytest.raises(RuntimeError, match="^topk_attention: expected inputs without tangents"),
     ):
         topk_attention(forward_ad.make_dual(q, q), k, k, lists)
+
+
+@pytest.mark.parametrize("in_dims", [(0, None, None), (1, 0, 0), (None, None, 0)], ids=str)
+def test_vmap_and_its_gradients(in_dims):
+    g = torch.Generator().manual_seed(3)
+    tensors = [
+        torch.randn(2, 2, 9, 4, generator=g, dtype=torch.float64),
+        torch.randn(2, 2, 12, 4, generator=g, dtype=torch.float64),
+        torch.randint(-1, 12, (1, 2, 9, 5), generator=g),
+    ]
+    mapped = [
+        x if d is None else torch.stack([x, x.flip(-2), x.roll(1, -2)], d)
+        for x, d in zip(tensors, in_dims, strict=True)
+    ]
+
+    def fn(q, k, lists):
+        return topk_attention(q, k, k.sin(), lists, return_lse=True)
+
+    def per_sample(q, k, lists):
+        return torch.func.grad(lambda q, k: fn(q, k, lists)[0].sin().sum(), (0, 1))(q, k)
+
+    def one(f, n):
+        return f(
+            *(x if d is None else x.select(d, n) for x, d in zip(mapped, in_dims, strict=True))
+        )
+
+    for f in (fn, per_sample):
+        found = torch.vmap(f, in_dims=in_dims)(*mapped)
+        expected = zip(*(one(f, n) for n in range(3)), strict=True)
+        torch.testing.assert_close(found, tuple(map(torch.stack, expected)))
 
 
 CASES = [

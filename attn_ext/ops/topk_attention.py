@@ -10,6 +10,7 @@ from attn_ext.ops import attention_double_backward as double_backward
 from attn_ext.ops.attention import no_tangents
 from attn_ext.ops.attention_autograd import cotangent, wanted_bits
 from attn_ext.ops.attention_fakes import accumulation_dtype, like, of_wanted
+from attn_ext.ops.batch_vmap import into_batch
 from attn_ext.ops.differentiable import autograd_of, call, keep_arguments, register
 from attn_ext.ops.leading import flat_heads, flat_rows
 
@@ -44,7 +45,9 @@ def sorted_lists(indices: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """`transposed_lists` in plain torch, by a stable sort: for GPUs and torch.func."""
     found, order = indices.flatten(-2).sort(dim=-1, stable=True)
     sought = torch.arange(keys + 1, dtype=torch.int32, device=indices.device)
-    start = torch.searchsorted(found, sought.expand(*found.shape[:-1], -1).contiguous())
+    start = torch.searchsorted(
+        found.contiguous(), sought.expand(*found.shape[:-1], -1).contiguous()
+    )
     queries = (order // max(indices.shape[-1], 1)).to(torch.int32)
     return start, queries
 
@@ -125,12 +128,15 @@ def gradients(d_o, d_lse, q, k, v, o, lse, indices, first, readers, sinks, scale
     return d_q, d_k, d_v, d_sinks
 
 
-def _no_vmap(info, dims, *arguments):
-    raise RuntimeError(
-        f"{OP}: expected no vmap; got a mapped dimension of {info.batch_size}. Put it into the "
-        "batch: lists of batch 1 serve every entry."
-    )
-
-
-register(f"{OP}_fwd", setup_context=_setup, backward=_backward, vmap=_no_vmap)
-register(f"{OP}_bwd", setup_context=keep_arguments, backward=autograd_of(gradients), vmap=_no_vmap)
+register(
+    f"{OP}_fwd",
+    setup_context=_setup,
+    backward=_backward,
+    vmap=into_batch(f"{OP}_fwd", (4, 4, 4, 4, 2), results=2, wanted=False),
+)
+register(
+    f"{OP}_bwd",
+    setup_context=keep_arguments,
+    backward=autograd_of(gradients),
+    vmap=into_batch(f"{OP}_bwd", (4, 3, 4, 4, 4, 4, 3, 4, 3, 3, 2), results=4, wanted=True),
+)
