@@ -10,9 +10,9 @@ from torch import Tensor
 from attn_ext.block_mask import BlockMask
 from attn_ext.ops import block_sparse_attention as ops
 from attn_ext.ops.attention import compiled_reasons, default_scale
-from attn_ext.ops.leading import flat_heads, heads_of
 from attn_ext.variants import attention as dense
 from attn_ext.variants.cases import AttentionCase
+from attn_ext.variants.one_batch import leading_dimensions, one_batch, results, shape_reasons
 from attn_ext.variants.record import Cost, Variant
 
 
@@ -82,46 +82,24 @@ def block_sparse_attention(
     reasons = _python_reasons(query, key, value, block_mask, enable_gqa)
     if reasons:
         raise ValueError(reasons[0])
-    batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
+    batch = leading_dimensions(query, key, value)
     scale = default_scale(query) if scale is None else scale
     o, lse = ops.block_sparse_attention_fwd(
-        *ops.arguments(*_four_dims(batch, query, key, value), block_mask, sinks, scale)
+        *ops.arguments(*one_batch(batch, query, key, value), block_mask, sinks, scale)
     )
-    heads = o.shape[1]
-    o = o.reshape(*batch, heads, *o.shape[-2:]) if len(batch) != 1 else o
-    if not return_lse:
-        return o
-    return o, lse.reshape(*batch, heads, lse.shape[-1]) if len(batch) != 1 else lse
-
-
-def _four_dims(batch: torch.Size, *tensors: Tensor) -> list[Tensor]:
-    return [flat_heads(x, batch, heads_of(x)) for x in tensors]
+    return results(batch, o, lse, return_lse)
 
 
 def _python_reasons(
     query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, enable_gqa: bool
 ) -> list[str]:
     """What the compiled checks cannot see."""
-    op = "block_sparse_attention"
-    tensors, reasons = (query, key, value), []
-    shapes = ", ".join(
-        f"{n} {list(x.shape)}" for n, x in zip(("query", "key", "value"), tensors, strict=True)
-    )
+    tensors = {"query": query, "key": key, "value": value}
+    reasons = shape_reasons(ops.OP, tensors, enable_gqa)
     if not isinstance(block_mask, BlockMask):
         reasons.append(
-            f"{op}: expected a BlockMask; got {type(block_mask).__name__}. Make one of a boolean "
-            "tensor by attn_ext.BlockMask.from_dense."
-        )
-    if min(x.dim() for x in tensors) < 3:
-        return [*reasons, f"{op}: expected [..., heads, length, head_dim]; got {shapes}"]
-    try:
-        torch.broadcast_shapes(*(x.shape[:-3] for x in tensors))
-    except RuntimeError:
-        reasons.append(f"{op}: expected leading dimensions that broadcast; got {shapes}")
-    if not enable_gqa and query.shape[-3] != key.shape[-3]:
-        reasons.append(
-            f"{op}: query heads must equal key heads; got {shapes}. For grouped queries pass "
-            "enable_gqa=True."
+            f"{ops.OP}: expected a BlockMask; got {type(block_mask).__name__}. Make one of a "
+            "boolean tensor by attn_ext.BlockMask.from_dense."
         )
     return reasons
 
@@ -140,11 +118,11 @@ def why_not(
     reasons = _python_reasons(query, key, value, block_mask, enable_gqa)
     if reasons:
         return reasons
-    batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
+    batch = leading_dimensions(query, key, value)
     scale = default_scale(query) if scale is None else scale
     return compiled_reasons(
         torch.ops.attn_ext.block_sparse_attention_why_not,
-        *ops.arguments(*_four_dims(batch, query, key, value), block_mask, sinks, scale),
+        *ops.arguments(*one_batch(batch, query, key, value), block_mask, sinks, scale),
     )
 
 

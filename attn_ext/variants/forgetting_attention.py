@@ -19,9 +19,15 @@ from attn_ext.ops.attention import (
     window,
 )
 from attn_ext.ops.attention_fakes import accumulation_dtype
-from attn_ext.ops.leading import flat_heads, heads_of
 from attn_ext.variants import attention as dense
 from attn_ext.variants.cases import AttentionCase
+from attn_ext.variants.one_batch import (
+    leading_dimensions,
+    one_batch,
+    one_batch_or_shared,
+    results,
+    shape_reasons,
+)
 from attn_ext.variants.record import Cost, Variant
 
 OP = "forgetting_attention"
@@ -95,28 +101,23 @@ def forgetting_attention(
     reasons = _python_reasons(query, key, value, log_forget, enable_gqa, window_size, causal_align)
     if reasons:
         raise ValueError(reasons[0])
-    tensors = _four_dims(query, key, value, log_forget)
-    batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
+    batch = leading_dimensions(query, key, value)
+    tensors = _four_dims(batch, query, key, value, log_forget)
     o, lse = ops.forgetting_attention_fwd(
         *tensors,
         scale=default_scale(query) if scale is None else scale,
         left=window(OP, window_size, True)[0],
         bottom_right=bottom_right(OP, causal_align),
     )
-    if len(batch) != 1:
-        o, lse = o.reshape(*batch, *o.shape[1:]), lse.reshape(*batch, *lse.shape[1:])
-    return (o, lse) if return_lse else o
+    return results(batch, o, lse, return_lse)
 
 
-def _four_dims(query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor) -> list[Tensor]:
+def _four_dims(
+    batch: torch.Size, query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor
+) -> list[Tensor]:
     """The tensors with one batch dimension, and the gates' running sums."""
-    batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
     sums = running_sums(log_forget, accumulation_dtype(query))
-    if sums.shape[:-3].numel() == 1:
-        sums = sums.reshape(1, *sums.shape[-3:])
-    else:
-        sums = sums.expand(*batch, *sums.shape[-3:]).reshape(batch.numel(), *sums.shape[-3:])
-    return [*(flat_heads(x, batch, heads_of(x)) for x in (query, key, value)), sums]
+    return [*one_batch(batch, query, key, value), one_batch_or_shared(batch, sums)]
 
 
 def running_sums(log_forget: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,25 +137,15 @@ def _python_reasons(
     causal_align: str,
 ) -> list[str]:
     """What the compiled checks cannot see."""
-    tensors, reasons = (query, key, value), []
-    names = ("query", "key", "value")
-    shapes = ", ".join(f"{n} {list(x.shape)}" for n, x in zip(names, tensors, strict=True))
+    reasons = shape_reasons(OP, {"query": query, "key": key, "value": value}, enable_gqa)
     if len(window_size) != 2:
         reasons.append(f"{OP}: expected window_size (left, right); got {window_size!r}")
     if causal_align not in CAUSAL_ALIGN:
         reasons.append(f"{OP}: expected causal_align of {CAUSAL_ALIGN}; got {causal_align!r}")
-    if min(x.dim() for x in tensors) < 3:
-        return [*reasons, f"{OP}: expected [..., heads, length, head_dim]; got {shapes}"]
     try:
-        batch = torch.broadcast_shapes(*(x.shape[:-3] for x in tensors))
-    except RuntimeError:
-        return [*reasons, f"{OP}: expected leading dimensions that broadcast; got {shapes}"]
-    heads = query.shape[-3]
-    if not enable_gqa and heads != key.shape[-3]:
-        reasons.append(
-            f"{OP}: query heads must equal key heads; got {shapes}. For grouped queries pass "
-            "enable_gqa=True."
-        )
+        batch, heads = leading_dimensions(query, key, value), query.shape[-3]
+    except (RuntimeError, IndexError):  # said above
+        return reasons
     given = list(log_forget.shape)
     fits = log_forget.dim() >= 2 and given[-1] == key.shape[-2] and given[-2] in (1, heads)
     lead = log_forget.shape[:-2]
@@ -188,7 +179,7 @@ def why_not(
         return reasons
     return compiled_reasons(
         torch.ops.attn_ext.forgetting_attention_why_not,
-        *_four_dims(query, key, value, log_forget),
+        *_four_dims(leading_dimensions(query, key, value), query, key, value, log_forget),
         default_scale(query) if scale is None else scale,
         window_size[0],
         causal_align == "bottom_right",

@@ -9,8 +9,14 @@ from torch import Tensor
 
 from attn_ext.ops import topk_attention as ops
 from attn_ext.ops.attention import compiled_reasons, default_scale
-from attn_ext.ops.leading import flat_heads, heads_of
 from attn_ext.variants.cases import AttentionCase
+from attn_ext.variants.one_batch import (
+    leading_dimensions,
+    one_batch,
+    one_batch_or_shared,
+    results,
+    shape_reasons,
+)
 from attn_ext.variants.record import Cost, Variant
 
 
@@ -57,7 +63,7 @@ def topk_attention(
         ValueError: shapes or strides that do not fit; an entry that is neither a key nor -1 (on a
             GPU, which is not waited for, the device raises an assertion).
         TypeError: types that do not match or have no kernel.
-        RuntimeError: mixed devices, no CUDA kernels in this build, forward-mode AD, vmap.
+        RuntimeError: mixed devices, no CUDA kernels in this build, forward-mode AD.
 
     Note:
         2 · K · (D + Dv) floating-point operations per query and head; memory beyond inputs and
@@ -88,9 +94,7 @@ def topk_attention(
         torch._assert_async(inside.all(), f"{ops.OP}: {_ENTRIES}")
     scale = default_scale(query) if scale is None else scale
     o, lse = ops.topk_attention_fwd(*tensors, sinks, scale)
-    if len(batch) != 1:
-        o, lse = o.reshape(*batch, *o.shape[1:]), lse.reshape(*batch, *lse.shape[1:])
-    return (o, lse) if return_lse else o
+    return results(batch, o, lse, return_lse)
 
 
 _ENTRIES = "expected indices from 0 to Sk - 1, the keys, or -1 for padding"
@@ -99,18 +103,13 @@ _INT32_MAX = 2**31 - 1
 
 def _four_dims(query, key, value, indices) -> tuple[torch.Size, list[Tensor]]:
     """The leading dimensions, and the tensors with them as one; indices int32, 1 if shared."""
-    shapes = [x.shape[:-3] for x in (query, key, value, indices)]
-    batch = torch.broadcast_shapes(*shapes)
+    batch = leading_dimensions(query, key, value, indices)
     if indices.dtype == torch.int64:  # what is beyond int32 stays no key
         indices = indices.clamp(-2, _INT32_MAX).to(torch.int32)
-    inner = indices.shape[-3:]
-    if shapes[3].numel() == 1:
-        indices = indices.reshape(1, *inner)
-    else:
-        indices = indices.expand(*batch, *inner).reshape(math.prod(batch), *inner)
+    indices = one_batch_or_shared(batch, indices)
     if indices.shape[-1] > 1 and indices.stride(-1) != 1:
         indices = indices.contiguous()
-    return batch, [*(flat_heads(x, batch, heads_of(x)) for x in (query, key, value)), indices]
+    return batch, [*one_batch(batch, query, key, value), indices]
 
 
 def _python_reasons(
@@ -118,23 +117,8 @@ def _python_reasons(
 ) -> list[str]:
     """What the compiled checks cannot see."""
     tensors = {"query": query, "key": key, "value": value, "indices": indices}
-    shapes = ", ".join(f"{n} {list(x.shape)}" for n, x in tensors.items())
-    if min(x.dim() for x in tensors.values()) < 3:
-        return [
-            f"{ops.OP}: expected [..., heads, length, head_dim] and indices "
-            f"[..., heads, length, keys]; got {shapes}"
-        ]
-    reasons = []
-    try:
-        torch.broadcast_shapes(*(x.shape[:-3] for x in tensors.values()))
-    except RuntimeError:
-        reasons.append(f"{ops.OP}: expected leading dimensions that broadcast; got {shapes}")
-    if not enable_gqa and query.shape[-3] != key.shape[-3]:
-        reasons.append(
-            f"{ops.OP}: query heads must equal key heads; got {shapes}. For grouped queries pass "
-            "enable_gqa=True."
-        )
-    return reasons
+    more = " and indices [..., heads, length, keys]"
+    return shape_reasons(ops.OP, tensors, enable_gqa, more)
 
 
 def why_not(

@@ -160,7 +160,7 @@ struct General : Window<A> {
   // x, and the difference of the sums where query i is level and at keys from j on.
   template <class L>
   ATX_HD typename L::Float forget(typename L::Float x, int i, int j, int n) const {
-    int at = i + (p->bottom_right ? p->Sk - p->Sq : 0);
+    int at = i + (p->bottom_right ? p->Sk - p->Sq : 0);  // Window's offset, without its register
     at = at < 0 ? 0 : at < p->Sk ? at : p->Sk - 1;
     const A *const sums = static_cast<const A*>(mask.data), *const rest = sums + p->Sk;
     x = x + (sums[at] - L::load(sums + j, n));
