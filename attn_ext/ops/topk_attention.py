@@ -45,9 +45,7 @@ def sorted_lists(indices: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """`transposed_lists` in plain torch, by a stable sort: for GPUs and torch.func."""
     found, order = indices.flatten(-2).sort(dim=-1, stable=True)
     sought = torch.arange(keys + 1, dtype=torch.int32, device=indices.device)
-    start = torch.searchsorted(
-        found.contiguous(), sought.expand(*found.shape[:-1], -1).contiguous()
-    )
+    start = torch.searchsorted(found, sought.expand(*found.shape[:-1], -1).contiguous())
     queries = (order // max(indices.shape[-1], 1)).to(torch.int32)
     return start, queries
 
