@@ -99,6 +99,7 @@ def wrappers() -> list[Path]:
     return [w for w in found if w.parent.name not in ("gpu", "simt") and w.stem in known]
 
 
+@pytest.mark.slow  # minutes: compiles every CPU kernel, without optimization
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF symbols with nm")
 def test_targets_define_weak_symbols_only_in_their_own_namespace(tmp_path):
     # A weak function outside atx::<target> may be kept from the AVX-512 object and run on a CPU

@@ -8,6 +8,8 @@ import pytest
 
 from attn_ext.testing.simt import asan_environment
 
+pytestmark = pytest.mark.slow  # the sanitized machine is compiled first
+
 SCRIPT = """
 import sys
 from carriers import Case
