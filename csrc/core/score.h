@@ -169,7 +169,8 @@ struct General : Window<A> {
 };
 
 // The narrowest policy that says what the params say: the fewer hooks, the faster the kernel.
-// Blocks: blocks.h.
+// Blocks: blocks.h. CPU kernels serve Full with Window, whose bounds they look at once per tile:
+// one policy less to compile.
 enum class ScoreId { Full, Window, General, Blocks };
 ATX_HD ScoreId score_id(const AttentionParams& p) {
   if (p.blocks.visited) return ScoreId::Blocks;

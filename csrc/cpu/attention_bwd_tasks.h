@@ -127,8 +127,6 @@ void run_by_score(const AttentionBwdParams& p, const Exec& exec) {
   });
   switch (score_id(f)) {
     case ScoreId::Full:
-      run<Gradients, Full<A>>(p, exec);
-      break;
     case ScoreId::Window:
       run<Gradients, Window<A>>(p, exec);
       break;

@@ -169,7 +169,6 @@ template <class A>
 void by_score(const AttentionStatsParams& p, const Exec& exec) {
   switch (score_id(p.fwd)) {
     case ScoreId::Full:
-      return run<A, Full<A>>(p, exec);
     case ScoreId::Window:
       return run<A, Window<A>>(p, exec);
     default:

@@ -85,7 +85,6 @@ void run_by_score(const AttentionParams& p, const Exec& exec) {
   // multiplies before it.
   switch (p.scale > 0 || p.blocks.visited ? score_id(p) : ScoreId::General) {
     case ScoreId::Full:
-      return run<Many, FewRows, Full<A>>(p, exec);
     case ScoreId::Window:
       return run<Many, FewRows, Window<A>>(p, exec);
     case ScoreId::General:
