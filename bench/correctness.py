@@ -14,8 +14,8 @@ from attn_ext.variants.record import Case, Variant
 
 from .peers import peers
 
-# The reference holds all scores of the rows it is asked for, in float64: 2^24 are 128 MiB.
-MAX_REFERENCE_SCORES = 1 << 24
+# The reference holds all scores of the rows it is asked for, in float64: 2^25 are 256 MiB.
+MAX_REFERENCE_SCORES = 1 << 25
 
 
 @dataclass(frozen=True)

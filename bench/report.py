@@ -118,15 +118,16 @@ def results_table(
             "dense: attn_ext's attention of all pairs",
             "per block: time per visited block of the mask / dense's time per block",
         ]
+    promised = any(r.goal() for r in results)
     for place in dict.fromkeys(r.place for r in results):
         where = f"{place.target}, {place.threads} thread{'s' * (place.threads > 1)}"
         columns = ["case", "dtype", "attn_ext", "rate", "roof", *(f"vs {p}" for p in others)]
-        columns += ["per block"] * (DENSE in others)
+        columns += ["per block"] * (DENSE in others) + ["goal"] * promised
         title = where if place.device == "cpu" else "CUDA"
         made = table(title, *columns, left=2, caption="\n".join(notes))
         for r in results:
             if r.place == place:
-                made.add_row(*_row(r, ceilings[place], others))
+                made.add_row(*_row(r, ceilings[place], others), *[_goal(r)] * promised)
         console.print(made)
 
 
@@ -144,6 +145,15 @@ def _row(r: Result, c: Ceilings, others: Sequence[str]) -> list[str]:
     return [*words, duration(seconds), done, share, *ratios]
 
 
+def _goal(r: Result) -> str:
+    found = r.goal()
+    if found is None:
+        return "[dim]-[/]"
+    goal, reached = found
+    of = "" if r.case.against == "torch" else f" vs {r.case.against}"
+    return f"{goal:g}{of} " + ("[green]reached[/]" if reached else "[red]missed[/]")
+
+
 def summary(console: Console, results: Sequence[Result]) -> None:
     """Print the run in one line for each place: the mean of its ratios and the worst."""
     for place in dict.fromkeys(r.place for r in results):
@@ -158,6 +168,9 @@ def summary(console: Console, results: Sequence[Result]) -> None:
             f"[bold]{mean:.2f}[/] times as fast as torch (geometric mean of {len(medians)} cases); "
             f"lowest {medians[worst]:.2f}: {escape(worst.case.name)} {name(worst.dtype)}"
         )
+        goals = [g[1] for r in results if r.place == place and (g := r.goal())]
+        if goals:
+            console.print(f"goals: {sum(goals)} of {len(goals)} reached")
 
 
 def failures(console: Console, wrong: Sequence[Any]) -> None:

@@ -23,7 +23,8 @@ class BenchCase:
 
     `work` is one of work.WORK, with gradients of the inputs named in `gradients`. A `cold` case is
     timed with K and V out of the caches, as a decoding model finds them. `dense` times attention of
-    all pairs beside it, whose time a mask should save its share of.
+    all pairs beside it, whose time a mask should save its share of. `goals` are how many times as
+    fast as `against` it should be, one for each of the dtypes.
     """
 
     case: AttentionCase | NeighborhoodCase
@@ -33,6 +34,12 @@ class BenchCase:
     work: str = "forward"
     gradients: tuple[str, ...] = ("query", "key", "value")
     dense: bool = False
+    goals: tuple[float, ...] = ()
+    against: str = "torch"
+
+    def goal(self, dtype: torch.dtype) -> float | None:
+        """How many times as fast as `against` this should be; None where nothing is promised."""
+        return dict(zip(self.dtypes, self.goals, strict=False)).get(dtype)
 
     @property
     def name(self) -> str:
@@ -74,6 +81,10 @@ class Suite:
     seconds: float = math.inf
 
 
+def _goal(case: BenchCase, *goals: float, against: str = "torch") -> BenchCase:
+    return replace(case, goals=goals, against=against)
+
+
 def _square(s: int, d: int, dtypes: tuple[torch.dtype, ...] = (FP32, BF16), **options) -> BenchCase:
     """Self attention of 8 heads."""
     options = {"dv": d, "hkv": 8} | options
@@ -81,11 +92,14 @@ def _square(s: int, d: int, dtypes: tuple[torch.dtype, ...] = (FP32, BF16), **op
 
 
 def _training(
-    d: int, dtypes: tuple[torch.dtype, ...] = (FP32,), work: str = "training", **options
+    d: int,
+    dtypes: tuple[torch.dtype, ...] = (FP32,),
+    work: str = "training",
+    s: int = 1024,
+    **options,
 ) -> BenchCase:
     """Self attention of 8 heads with gradients; of a float mask, too."""
-    # All scores of this length are within what the correctness gate compares.
-    case = _square(1024, d, dtypes, **options)
+    case = _square(s, d, dtypes, **options)
     names = case.gradients + ("attn_mask",) * (options.get("mask") == "bias")
     return replace(case, work=work, gradients=names)
 
@@ -167,20 +181,23 @@ SUITES: dict[str, Suite] = {
         rounds=10,
     ),
     "speed-table": Suite(
-        "the forward and training rows of the project's goals",
+        "the rows of the project's goals, but for memory (suite memory) and decoding",
         (
-            *(_training(d, (FP32,), "backward") for d in (64, 128)),
-            *(_training(d, (FP32,), causal=True) for d in (64, 128)),
-            *(_training(d, (BF16, FP16)) for d in (64, 128)),
-            *(_training(64, **option) for option in ({"dropout": 0.1}, {"mask": "bias"})),
-            *(_square(2048, d, _ALL) for d in (64, 128)),
-            *(_square(2048, d, causal=True) for d in (64, 128)),
-            _square(2048, 128, (FP32,), dv=64),
-            _square(2048, 64, (FP32,), softcap=30.0),
-            _square(8192, 64, (FP32,), window=(256, 0)),
-            _decode(8192, 8),
-            *(_small(s) for s in (1, 16, 64)),
+            *(_goal(_square(2048, d, _ALL), 1.2, 1.2, 1.8) for d in (64, 128)),
+            *(_goal(_square(2048, d, (FP32,), causal=True), 1.6) for d in (64, 128)),
+            *(_goal(_training(d, (FP32,), "backward", s=2048), 1.2) for d in (64, 128)),
+            *(_goal(_training(d, (FP32,), s=2048, causal=True), 1.5) for d in (64, 128)),
+            *(_goal(_training(d, (BF16, FP16), s=2048), 5, 8) for d in (64, 128)),
+            *(
+                _goal(_training(64, (FP32,), s=2048, **option), 4)
+                for option in ({"dropout": 0.1}, {"mask": "bias"}, {"dv": 128})
+            ),
+            _goal(_square(2048, 64, (FP32,), softcap=30.0), 4, against="reference"),
+            _goal(_square(8192, 64, (FP32,), window=(256, 0)), 15),
+            _goal(_masked("10% of blocks", partial(random_blocks, 10)), 8, 8, against="dense"),
+            *(_goal(_small(s), 1) for s in (1, 16, 64)),
         ),
+        seconds=60,
     ),
     "decode-shapes": Suite(
         "one query against a long cache: multi-head, grouped-query and multi-query",

@@ -292,6 +292,23 @@ def test_bench_compares_sparse_calls_with_dense_attention(tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("tiny")
+def test_goals_are_reached_or_missed(tmp_path, monkeypatch):
+    both = (torch.float32, torch.bfloat16)
+    cases = (
+        suites.BenchCase(SMALL, both, goals=(1e-9, 1e9)),
+        suites.BenchCase(replace(SMALL, softcap=3.0), both, goals=(1e-9,), against="reference"),
+    )
+    monkeypatch.setitem(suites.SUITES, "quick", suites.Suite("goals", cases, rounds=3))
+    path = tmp_path / "r.json"
+    result = CliRunner().invoke(main, ["bench", "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    for words in ("1e-09 reached", "1e+09 missed", "1e-09 vs reference reached", "2 of 3 reached"):
+        assert words in result.output
+    results = json.loads(path.read_text())["results"]
+    assert [r["goal"] for r in results] == [1e-9, 1e9, 1e-9, None]
+
+
+@pytest.mark.usefixtures("tiny")
 def test_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "ratios.png"
