@@ -88,8 +88,8 @@ def building() -> Iterator[None]:
         yield
 
 
-def keep(target: Path, command: Sequence[str]) -> None:
-    """Run `command` with `-o` so that `target` appears whole or not at all."""
+def keep(target: Path, command: Sequence[str]) -> str:
+    """Run `command` with `-o` so that `target` appears whole or not at all; return what it said."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
@@ -97,6 +97,7 @@ def keep(target: Path, command: Sequence[str]) -> None:
         if result.returncode:
             raise RuntimeError(f"attn_ext.testing: {' '.join(command)} failed:\n{result.stderr}")
         made.replace(target)
+    return result.stdout + result.stderr
 
 
 def in_parallel(function: Callable, items: Sequence) -> list:

@@ -238,7 +238,7 @@ class Library:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[list["Counter"]]:
-        """Count memory requests inside the block; the list that is yielded is filled at its end.
+        """Count what warps ask for inside the block; the list that is yielded is filled at its end.
 
         Only the `"hooks"` build counts.
         """
@@ -252,17 +252,21 @@ class Library:
             self.handle.atx_simt_count(0)
             self.handle.atx_simt_counters.restype = ctypes.c_char_p
             for line in self.handle.atx_simt_counters().decode().splitlines():
-                place, space, verb, *numbers = line.split("\t")
-                rows.append(Counter(place, space, verb, *map(int, numbers)))
+                kernel, place, space, verb, *numbers = line.split("\t")
+                rows.append(Counter(kernel, place, space, verb, *map(int, numbers)))
 
 
 @dataclass(frozen=True)
 class Counter:
-    """How one line's accesses of one size fit the memory system."""
+    """How one line's accesses of one size fit the memory system, in one kernel.
 
+    Of the tensor core's instructions (space "tensor", verb "multiply") there is only the number.
+    """
+
+    kernel: str  # mangled
     place: str
-    space: str  # "shared" or "global"
-    verb: str  # "read" or "write"
+    space: str  # "shared", "global" or "tensor"
+    verb: str  # "read" or "write"; "multiply"
     bytes: int  # per thread
     requests: int  # of a warp
     units: int  # passes over the banks (shared), 32-byte sectors (global)

@@ -98,3 +98,15 @@ def test_bank_conflicts(n, ways):
     assert (read.requests, read.ratio) == (1, ways)
     (write,) = [c for c in counters if c.space == "global" and c.verb == "write"]
     assert write.ideal == 4 and write.units <= 5, "the array need not start at a sector"
+
+
+def test_counters_tell_kernels_apart_and_count_multiplications():
+    """A warp's instruction counts once; rows name the kernel that ran."""
+    lib = machine("hooks", "primitives.cu")
+    in_ = np.zeros(1024, np.uint32)
+    with lib.counting() as counters:
+        assert hooks("product_f16", in_=in_) is None
+        assert hooks("strided", n=1, shared=4096) is None
+    (multiplied,) = [c for c in counters if c.space == "tensor"]
+    assert multiplied.requests == 1 and "product" in multiplied.kernel
+    assert {"strided" in c.kernel for c in counters if c.space == "shared"} == {True}

@@ -160,6 +160,7 @@ struct Analysis {
   virtual void block_begins() = 0;
   virtual void block_synchronizes() = 0;
   virtual void warp_synchronizes(unsigned warp) = 0;
+  virtual void multiplies(const Site&) = 0;  // each lane of a warp that does
   // ISSUE, LAND: the two ends of an asynchronous copy's write.
   enum Kind { READ, WRITE, ISSUE, LAND };
   virtual void access(const void* pointer, unsigned bytes, Kind, const void* code,

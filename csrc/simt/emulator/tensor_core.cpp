@@ -111,12 +111,14 @@ void load_matrices(uint32_t* r, uint32_t smem, bool transposed, Site site) {
 
 void multiply(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, bf16, Site site) {
   const Inside inside;
+  if (analysis) analysis->multiplies(site);
   Multiply argument{d, a, {b0, b1}};
   take_part(MULTIPLY_BF16, &argument, site);
 }
 
 void multiply(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, f16, Site site) {
   const Inside inside;
+  if (analysis) analysis->multiplies(site);
   Multiply argument{d, a, {b0, b1}};
   take_part(MULTIPLY_F16, &argument, site);
 }

@@ -43,6 +43,7 @@ Analyzer& analyzer() {
 
 void Analyzer::begin(const Launch& launch) {
   clock_.begin_launch();
+  if (counting_) counters_.begin(mangled_name(launch));
   seen_.clear();
   reports_.clear();
   tensors_.clear();
@@ -82,6 +83,10 @@ bool Analyzer::is_private(uintptr_t a) const {
   if (a - reinterpret_cast<uintptr_t>(block->stacks) < block->stacks_bytes) return true;
   if (a - params_ < params_end_ - params_ || a - indices_ < indices_end_ - indices_) return true;
   return false;
+}
+
+void Analyzer::multiplies(const Site& site) {
+  if (counting_ && thread->index % LANES == 0) counters_.multiply(sites_.id(site));
 }
 
 void Analyzer::access(const void* pointer, unsigned bytes, Kind kind, const void* code,
@@ -191,8 +196,8 @@ using atx::ATX_TARGET::simt::analyzer;
 // Starts counting from zero, or stops.
 extern "C" void atx_simt_count(int on) { analyzer().count(on != 0); }
 
-// What was counted, a line per place: place, space, verb, bytes, requests, units, least units;
-// separated by tabs.
+// What was counted, a line per kernel and place: kernel, place, space, verb, bytes, requests,
+// units, least units; separated by tabs.
 extern "C" const char* atx_simt_counters() {
   static std::string text;
   text = analyzer().counters().table(analyzer().sites());

@@ -20,6 +20,7 @@ class Analyzer final : public Analysis {
   void block_begins() override;
   void block_synchronizes() override;
   void warp_synchronizes(unsigned warp) override { clock_.synchronize_warp(warp); }
+  void multiplies(const Site&) override;
   void access(const void* pointer, unsigned bytes, Kind, const void* code, const Site*) override;
 
   void count(bool on) {

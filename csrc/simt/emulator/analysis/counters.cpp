@@ -45,9 +45,27 @@ Units passes(const uint64_t* address, uint32_t lanes, unsigned bytes) {
 
 }  // namespace
 
+void Counters::begin(const std::string& kernel) {
+  const auto known = std::find(kernels_.begin(), kernels_.end(), kernel);
+  kernel_ = uint16_t(known - kernels_.begin());
+  if (known == kernels_.end()) kernels_.push_back(kernel);
+}
+
+void Counters::clear() {
+  totals_.clear();
+  kernels_.clear();
+}
+
+void Counters::multiply(uint16_t site) {
+  Total& total = totals_[{kernel_, site, 0, false, Space::tensor}];
+  ++total.requests;
+  ++total.units;
+  ++total.ideal;
+}
+
 void Counters::record(uint16_t site, unsigned thread, uint64_t address, unsigned bytes, bool write,
-                      bool shared) {
-  const Key key{site, uint8_t(bytes), write, shared};
+                      Space space) {
+  const Key key{kernel_, site, uint8_t(bytes), write, space};
   Pending& p = pending_[{key, thread / LANES}];
   const unsigned lane = thread % LANES;
   const uint32_t at = p.executions[lane]++ - p.first;
@@ -69,7 +87,7 @@ void Counters::flush() {
 
 void Counters::close(const Key& key, const Request& request) {
   Units units;
-  if (key.shared) {
+  if (key.space == Space::shared) {
     units = passes(request.address, request.lanes, key.bytes);
   } else {
     std::vector<uint64_t> addresses;
@@ -83,11 +101,18 @@ void Counters::close(const Key& key, const Request& request) {
   total.ideal += units.ideal;
 }
 
+// Space, verb and bytes per thread, behind tabs.
+std::string Counters::words(const Key& key) {
+  const std::string bytes = "\t" + std::to_string(key.bytes);
+  if (key.space == Space::tensor) return "\ttensor\tmultiply" + bytes;
+  return (key.space == Space::shared ? "\tshared" : "\tglobal") +
+         std::string(key.write ? "\twrite" : "\tread") + bytes;
+}
+
 std::string Counters::table(Sites& sites) const {
   std::map<std::string, Total> lines;  // several instructions may come from one line
   for (const auto& [key, total] : totals_) {
-    Total& line = lines[sites.name(key.site) + (key.shared ? "\tshared" : "\tglobal") +
-                        (key.write ? "\twrite\t" : "\tread\t") + std::to_string(key.bytes)];
+    Total& line = lines[kernels_[key.kernel] + "\t" + sites.name(key.site) + words(key)];
     line.requests += total.requests;
     line.units += total.units;
     line.ideal += total.ideal;

@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "sites.h"
 
@@ -14,14 +15,17 @@ namespace atx::ATX_TARGET::simt {
 class Counters {
  public:
   void shared(uint16_t site, unsigned thread, uint64_t offset, unsigned bytes, bool write) {
-    record(site, thread, offset, bytes, write, true);
+    record(site, thread, offset, bytes, write, Space::shared);
   }
   void global(uint16_t site, unsigned thread, uint64_t address, unsigned bytes, bool write) {
-    record(site, thread, address, bytes, write, false);
+    record(site, thread, address, bytes, write, Space::global);
   }
+  void multiply(uint16_t site);  // one of the tensor core's instructions
+  void begin(const std::string& kernel);
   void flush();  // no request reaches over a barrier
-  void clear() { totals_.clear(); }
-  // One line per place, kind and size: "flash.cu:81 shared read 16 requests units ideal".
+  void clear();
+  // One line per kernel, place, kind and size: "_Z5flash flash.cu:81 shared read 16 requests units
+  // ideal". Of the tensor core's instructions there is nothing but their number.
   std::string table(Sites&) const;
 
  private:
@@ -35,19 +39,23 @@ class Counters {
     uint32_t first = 0;  // number of the front request
     std::deque<Request> requests;
   };
+  enum class Space : uint8_t { global, shared, tensor };
   struct Key {
-    uint16_t site;
+    uint16_t kernel, site;
     uint8_t bytes;
-    bool write, shared;
+    bool write;
+    Space space;
     auto operator<=>(const Key&) const = default;
   };
   struct Total {
     uint64_t requests = 0, units = 0, ideal = 0;
   };
-  void record(uint16_t site, unsigned thread, uint64_t address, unsigned bytes, bool write,
-              bool shared);
+  void record(uint16_t site, unsigned thread, uint64_t address, unsigned bytes, bool write, Space);
   void close(const Key&, const Request&);
+  static std::string words(const Key&);
 
+  std::vector<std::string> kernels_;
+  uint16_t kernel_ = 0;                                  // that runs
   std::map<std::pair<Key, unsigned>, Pending> pending_;  // by place and warp
   std::map<Key, Total> totals_;
 };
