@@ -144,7 +144,7 @@ PYTHON_PACKAGES = [
 setup(
     packages=[*PYTHON_PACKAGES, "attn_ext.bench", *SOURCE_PACKAGES],
     package_dir={"attn_ext.bench": "bench"} | SOURCE_PACKAGES,
-    package_data={"": ["*.h", "*.cuh", "*.cu", "*.cpp", "*.json"]},
+    package_data={"": ["*.h", "*.cuh", "*.cu", "*.cpp", "*.csv", "*.json"]},
     ext_modules=[extension],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -1,12 +1,9 @@
-"""The command `attn-ext`: bench (how fast), info (what was built), verify (is it right here)."""
+"""The command `attn-ext`: bench, info, verify, and inspect, which has a folder of its own."""
 
-import importlib
-import importlib.util
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -16,6 +13,8 @@ from rich.markup import escape
 
 import attn_ext
 from attn_ext import _C, VARIANTS
+from attn_ext.benches import bench_module
+from attn_ext.inspection.command import inspect
 from attn_ext.testing import Backend, backends, check, check_gradients
 from attn_ext.variants.record import Case, Variant
 
@@ -24,13 +23,6 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 QUICK_STEP = 7
 # Failures beyond these are counted, not listed.
 LISTED = 20
-
-
-def bench_module(module: str) -> ModuleType:
-    """A module of the benchmarks: part of the installed package, beside it in a checkout."""
-    if importlib.util.find_spec("attn_ext.bench") is not None:
-        return importlib.import_module(f"attn_ext.bench.{module}")
-    return importlib.import_module(f"bench.{module}")
 
 
 report = bench_module("report")
@@ -43,6 +35,7 @@ def main() -> None:
 
 
 main.add_command(bench_module("__main__").main, "bench")
+main.add_command(inspect)
 
 
 @main.command()
