@@ -42,14 +42,43 @@ def commit() -> str | None:
     return short + "+" * bool(changed)
 
 
-def describe() -> dict[str, str | int | None]:
-    """Processor, GPU if there is one, and versions."""
+# What a GPU's times depend on, as nvidia-smi calls it.
+GPU_STATE = (
+    "driver_version", "memory.total", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm",
+    "clocks.max.mem", "power.draw", "power.limit", "temperature.gpu", "ecc.mode.current",
+)  # fmt: skip
+
+
+def gpu_state() -> dict[str, str]:
+    """Driver, clocks, power and temperature of the GPU; empty without one or without nvidia-smi."""
+    if not torch.cuda.is_available():
+        return {}
+    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    query = [
+        "nvidia-smi",
+        "-i",
+        uuid,
+        f"--query-gpu={','.join(GPU_STATE)}",
+        "--format=csv,noheader",
+    ]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(GPU_STATE, (x.strip() for x in said.split(",")), strict=True))
+
+
+def describe() -> dict[str, str | int | dict[str, str] | None]:
+    """Processor, GPU if there is one and its state now, and versions."""
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu_state": gpu_state(),
+        "cuda": torch.version.cuda,
+        "cuda_architectures": _C.cuda_architectures,
         "attn_ext": attn_ext.__version__,
         "commit": commit(),
         "compiler": _C.compiler,

@@ -8,7 +8,8 @@ call, in torch's favor.
 import functools
 import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,16 @@ from attn_ext.variants.neighborhood_attention import keep_mask as keep_neighbors
 
 Call = Callable[[], Tensor]
 Inputs = dict[str, Any]
+
+# Torch's kernels behind SDPA: name in tables -> of torch.nn.attention.SDPBackend.
+SDPA_KERNELS = {
+    "torch flash": "FLASH_ATTENTION",
+    "torch efficient": "EFFICIENT_ATTENTION",
+    "torch cudnn": "CUDNN_ATTENTION",
+    "torch math": "MATH",
+}
+# Torch's math kernel keeps all scores: 2^28 of them, with their weights, are some GiB.
+MOST_MATH_SCORES = 1 << 28
 
 
 def _mask(inputs: Inputs) -> Tensor | None:
@@ -86,6 +97,42 @@ def sdpa_packed(inputs: Inputs) -> Call | None:
     rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])
     shape, scale = (*q.shape[:-1], v.shape[-1]), inputs.get("scale")
     return lambda: scaled_dot_product_attention(rows, k, v, scale=scale).reshape(shape)
+
+
+def kernels_that_take(call: Call, names: Iterable[str] = SDPA_KERNELS) -> dict[str, Call]:
+    """The same call of SDPA on each of torch's kernels that takes it, by its name in tables."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def only(kernel: SDPBackend) -> Call:
+        def run() -> Tensor:
+            with sdpa_kernel(kernel):
+                return call()
+
+        return run
+
+    found = {}
+    for name in names:
+        pinned = only(getattr(SDPBackend, SDPA_KERNELS[name]))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says at length why it refuses
+                pinned()
+        except RuntimeError:  # it does not take the call, or has no memory for it
+            continue
+        found[name] = pinned
+    return found
+
+
+def sdpa_kernels(inputs: Inputs) -> dict[str, Call]:
+    """SDPA on each of torch's own kernels, on a GPU, where it chooses among several."""
+    q, call = inputs["query"], sdpa(inputs)
+    if call is None or not q.is_cuda:
+        return {}
+    keys = (
+        inputs["key"].shape[-3:-1].numel() if "kernel_size" in inputs else inputs["key"].shape[-2]
+    )
+    large = q[..., 0].numel() * keys > MOST_MATH_SCORES
+    return kernels_that_take(call, [n for n in SDPA_KERNELS if n != "torch math" or not large])
 
 
 def sdpa_per_sequence(inputs: Inputs) -> Call | None:
@@ -154,4 +201,5 @@ def peers(inputs: Inputs) -> dict[str, Call]:
         "torch packed": sdpa_packed(inputs),
         "torch flex": flex(inputs),
     }
+    found |= sdpa_kernels(inputs)
     return {name: call for name, call in found.items() if call is not None}

@@ -15,6 +15,7 @@ from rich.table import Table
 from .accuracy import GOALS, Accuracy
 from .ceilings import Ceilings, name
 from .memory import GOAL_BYTES, Memory
+from .peers import SDPA_KERNELS
 from .run import DENSE, OURS, REFERENCE, REFERENCE_ROUNDS, Place, Result
 
 GOAL_ROUNDS = 20
@@ -103,7 +104,8 @@ def results_table(
 ) -> None:
     """Print one line per case, grouped by the place where it ran."""
     timed = {p for r in results for p in r.seconds}
-    others = ["torch", *(p for p in ("torch packed", "torch flex", DENSE) if p in timed), REFERENCE]
+    optional = ("torch packed", "torch flex", *SDPA_KERNELS, DENSE)
+    others = ["torch", *(p for p in optional if p in timed), REFERENCE]
     counts = [len(r.seconds[OURS]) for r in results if r.verdict.ok] or [0]
     rounds = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
     few = f", fewer than the {GOAL_ROUNDS} that a claim needs" * (min(counts) < GOAL_ROUNDS)

@@ -91,6 +91,13 @@ def _square(s: int, d: int, dtypes: tuple[torch.dtype, ...] = (FP32, BF16), **op
     return BenchCase(AttentionCase(b=1, hq=8, sq=s, sk=s, d=d, **options), dtypes)
 
 
+def _filling(s: int, d: int, causal: bool) -> BenchCase:
+    """The forward of 16384 tokens in sequences of s, with 2048 features in heads of d."""
+    heads = 2048 // d
+    shape = AttentionCase(b=16384 // s, hq=heads, hkv=heads, sq=s, sk=s, d=d, dv=d, causal=causal)
+    return BenchCase(shape, (BF16,))
+
+
 def _training(
     d: int,
     dtypes: tuple[torch.dtype, ...] = (FP32,),
@@ -231,6 +238,22 @@ SUITES: dict[str, Suite] = {
             _image(32, 7),
         ),
         seconds=60,
+    ),
+    "gpu": Suite(
+        "sizes that fill a GPU: 16384 tokens of 2048 features, and long caches, in bf16",
+        (
+            *(
+                _filling(s, d, causal)
+                for s in (512, 2048, 4096, 16384)
+                for d in (64, 128)
+                for causal in (False, True)
+            ),
+            *(
+                _decode(s, hkv, (BF16,), b=b)
+                for s, b in ((8192, 16), (65536, 1))
+                for hkv in (8, 32)
+            ),
+        ),
     ),
     "small-calls": Suite(
         "the overhead of a call: one head, few tokens",

@@ -3,7 +3,9 @@
 import json
 import math
 import re
+import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -19,8 +21,8 @@ from attn_ext.variants.local_attention import LocalCase
 from attn_ext.variants.neighborhood_attention import NeighborhoodCase
 from attn_ext.variants.record import Cost
 
-block_masks, ceilings, correctness, measure, memory = map(
-    bench_module, ("block_masks", "ceilings", "correctness", "measure", "memory")
+block_masks, ceilings, correctness, machine, measure, memory = map(
+    bench_module, ("block_masks", "ceilings", "correctness", "machine", "measure", "memory")
 )
 peers, run, suites = map(bench_module, ("peers", "run", "suites"))
 
@@ -120,6 +122,35 @@ def test_peers_compute_the_same(case: AttentionCase):
     assert "torch" in found and ("torch packed" in found) == (case.hq != case.hkv)
     for call in found.values():
         torch.testing.assert_close(call(), expected)
+
+
+def test_sdpa_on_each_kernel_that_takes_it_computes_the_same():
+    inputs = SMALL.inputs(torch.float32)
+    call = peers.sdpa(inputs)
+    found = peers.kernels_that_take(call)
+    assert set(found) == {"torch flash", "torch math"}, "the others have no kernel for a CPU"
+    for pinned in found.values():
+        torch.testing.assert_close(pinned(), call())
+    assert peers.sdpa_kernels(inputs) == {}, "only a GPU has several to choose from"
+
+
+def test_state_of_a_gpu_is_what_nvidia_smi_says(monkeypatch):
+    assert machine.gpu_state() == {} or torch.cuda.is_available()
+    said = ", ".join(str(i) for i in range(len(machine.GPU_STATE)))
+    answer = subprocess.CompletedProcess([], 0, stdout=said + "\n")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid="abc"))
+    monkeypatch.setattr(subprocess, "run", lambda query, **_: asked.append(query) or answer)
+    state = machine.gpu_state()
+    assert state["driver_version"] == "0" and state["clocks.sm"] == "3"
+    assert asked[0][:3] == ["nvidia-smi", "-i", "GPU-abc"]
+
+    def missing(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert machine.gpu_state() == {}
 
 
 def test_peers_of_packed_sequences_compute_the_same():
