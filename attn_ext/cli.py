@@ -1,8 +1,8 @@
-"""The command `attn-ext`: bench, info, verify, and inspect, which has a folder of its own."""
+"""The command `attn-ext`: info and verify are here, bench, inspect and report are added to it."""
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import attn_ext
 from attn_ext import _C, VARIANTS
 from attn_ext.benches import bench_module
 from attn_ext.inspection.command import inspect
-from attn_ext.testing import Backend, backends, check, check_gradients
+from attn_ext.testing import Backend, Comparison, backends, check, check_gradients
 from attn_ext.variants.record import Case, Variant
+from attn_ext.whole_report import whole_report
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # `verify --quick` takes one case of so many: a prime, so that no option falls out whole.
@@ -36,6 +37,7 @@ def main() -> None:
 
 main.add_command(bench_module("__main__").main, "bench")
 main.add_command(inspect)
+main.add_command(whole_report)
 
 
 @main.command()
@@ -136,6 +138,7 @@ class Tally:
     error: float = 0.0  # the largest
     share: float = 0.0  # the largest error over its bound
     failures: list[tuple[str, str]] = field(default_factory=list)  # case, message
+    cases: dict[str, Comparison] = field(default_factory=dict)  # those that passed
 
     def run(self, variant: Variant, case: Case, dtype: torch.dtype, backend: Backend) -> None:
         """Check one case and count it."""
@@ -148,6 +151,7 @@ class Tally:
             self.failures.append((case.name, f"{type(failure).__name__}: {message}"))
             return
         self.passed += 1
+        self.cases[case.name] = c
         self.error = max(self.error, c.error)
         shares = ((c.error, c.bound), (c.lse_error, c.lse_bound))
         self.share = max(self.share, *(e / b for e, b in shares if b > 0))
@@ -155,12 +159,14 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         """The same in plain types."""
         listed = [{"case": c, "message": m} for c, m in self.failures]
-        return vars(self) | {"failures": listed}
+        cases = {name: asdict(c) for name, c in self.cases.items()}
+        return vars(self) | {"failures": listed, "cases": cases}
 
 
-def verify_backends(emulator: bool) -> list[Backend]:
+def verify_backends(emulator: bool, devices: Iterable[str] = ()) -> list[Backend]:
     """Every CPU target of this machine, CUDA where there is one, and the emulator on request."""
-    wanted = ("cpu-", "cuda", "simt") if emulator else ("cpu-", "cuda")
+    wanted = tuple({"cpu": "cpu-", "cuda": "cuda"}[d] for d in devices or ("cpu", "cuda"))
+    wanted += ("simt",) * emulator
     return [b for n, b in backends().items() if n.startswith(wanted)]
 
 
@@ -170,23 +176,40 @@ def verify_backends(emulator: bool) -> list[Backend]:
     "--emulator", is_flag=True, help="Also the CUDA kernels on the emulator (built on first use)."
 )
 @click.option(
+    "--variant", "names", multiple=True, type=click.Choice(list(VARIANTS)), help="Default: all."
+)
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    type=click.Choice(["cpu", "cuda"]),
+    help="Default: all there are.",
+)
+@click.option(
     "--report",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write all of it as JSON.",
 )
-def verify(quick: bool, emulator: bool, path: Path | None) -> None:
+def verify(
+    quick: bool, emulator: bool, names: tuple[str, ...], devices: tuple[str, ...], path: Path | None
+) -> None:
     """Hold every variant and its gradients, on every backend here, to its float64 reference.
 
     Takes a few minutes and ends in a verdict. The exit status is 1 if anything failed.
     """
     console, machine = report.stdout(), bench_module("machine").describe()
-    places = verify_backends(emulator)
+    places = verify_backends(emulator, devices)
+    if not places:
+        raise click.UsageError(
+            f"there is no {' or '.join(devices)} here that attn_ext was built for"
+        )
     console.print(
         f"CPU: {machine['cpu']}; GPU: {machine['gpu'] or 'none'}; torch {machine['torch']}"
     )
     console.print(f"backends: {', '.join(b.name for b in places)}\n")
-    tallies = _verify(places, QUICK_STEP if quick else 1)
+    variants = [VARIANTS[n] for n in names or VARIANTS]
+    tallies = _verify(places, variants, QUICK_STEP if quick else 1)
     _print_tallies(console, tallies)
     failed = sum(len(t.failures) for t in tallies)
     if path is not None:
@@ -201,11 +224,11 @@ def verify(quick: bool, emulator: bool, path: Path | None) -> None:
     console.print(f"[bold green]VERIFIED[/]: all {total} checks agree with the float64 reference.")
 
 
-def _verify(places: Iterable[Backend], step: int) -> list[Tally]:
+def _verify(places: Iterable[Backend], variants: list[Variant], step: int) -> list[Tally]:
     plan = [
         (variant, backend, dtype)
         for backend in places
-        for variant in VARIANTS.values()
+        for variant in variants
         for dtype in DTYPES
         if dtype in backend.dtypes
     ]

@@ -43,6 +43,24 @@ def test_info_shows_targets_and_kernels():
     assert "ATTN_EXT_CPU=scalar" in result.output or _C.cpu_target() == "scalar"
 
 
+def test_verify_takes_variants_and_devices(tmp_path):
+    """One of the variants with the fewest cases, on every CPU target, and on no GPU."""
+    path = tmp_path / "r.json"
+    arguments = ["verify", "--variant", "merge_states", "--device", "cpu", "--report", str(path)]
+    result = CliRunner().invoke(main, [*arguments, "--quick"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(path.read_text())["results"]
+    assert {row["variant"] for row in rows} == {"merge_states"}
+    assert {row["backend"] for row in rows} == {b.name for b in verify_backends(False, ["cpu"])}
+
+
+def test_case_names_are_unique():
+    """A report tells cases apart by them."""
+    for variant in VARIANTS.values():
+        names = [case.name for case in variant.cases]
+        assert len(names) == len({*names}), variant.name
+
+
 def test_emulator_is_verified_on_request():
     without, with_it = verify_backends(False), verify_backends(True)
     assert "simt" not in {b.name for b in without} and "cpu-scalar" in {b.name for b in without}
@@ -61,6 +79,9 @@ def test_verify_ends_in_a_verdict(tmp_path):
         b.name for b in verify_backends(False)
     }
     assert all(0 <= row["share"] <= 1 for row in written["results"])
+    for row in written["results"]:
+        assert set(row["cases"]) == {case.name for case in CASES}
+        assert all(0 <= c["error"] <= c["bound"] for c in row["cases"].values())
 
 
 @pytest.mark.usefixtures("few_cases")
