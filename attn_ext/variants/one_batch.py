@@ -19,17 +19,20 @@ def shape_reasons(
         enable_gqa: whether query heads may be more than key heads.
         more: what is expected besides `[..., heads, length, head_dim]`.
     """
-    shapes = ", ".join(f"{n} {list(x.shape)}" for n, x in tensors.items())
+
+    def shapes() -> str:  # for errors alone: torch.compile writes no lengths that vary
+        return ", ".join(f"{n} {list(x.shape)}" for n, x in tensors.items())
+
     if min(x.dim() for x in tensors.values()) < 3:
-        return [f"{op}: expected [..., heads, length, head_dim]{more}; got {shapes}"]
+        return [f"{op}: expected [..., heads, length, head_dim]{more}; got {shapes()}"]
     reasons = []
     try:
         leading_dimensions(*tensors.values())
     except RuntimeError:
-        reasons.append(f"{op}: expected leading dimensions that broadcast; got {shapes}")
+        reasons.append(f"{op}: expected leading dimensions that broadcast; got {shapes()}")
     if not enable_gqa and tensors["query"].shape[-3] != tensors["key"].shape[-3]:
         reasons.append(
-            f"{op}: query heads must equal key heads; got {shapes}. For grouped queries pass "
+            f"{op}: query heads must equal key heads; got {shapes()}. For grouped queries pass "
             "enable_gqa=True."
         )
     return reasons
