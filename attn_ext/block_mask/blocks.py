@@ -12,13 +12,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from attn_ext.block_mask.words import num_words, pack
+from attn_ext.block_mask.words import count, num_words, pack
 
 # Indices (b, h, ib, jb) [n] of n blocks -> their words [n, bq, bk / 32].
 WordsOf = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
+# visited, full, first_part and bits of a mask (storage.py).
+Stored = tuple[Tensor, Tensor, Tensor, Tensor]
+
 # Lengths of a block's side: a power of two that whole words fit in.
 SIDES = (32, 64, 128, 256)
+
+# Lengths that fit into those, for masks made of whole blocks.
+SMALL_SIDES = (1, 2, 4, 8, 16)
 
 # A call of torch has to be worth its overhead, but its temporaries have to stay near the cores:
 # 2 MiB of words, and 8 MiB of int64 where pairs are evaluated one by one.
@@ -95,10 +101,8 @@ class Grid:
 
         return words
 
-    def decide(
-        self, unknown: Tensor, full: Tensor, words_of: WordsOf
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is visited and full, bool [B', H', nq, nk], and the partial blocks' bits.
+    def decide(self, unknown: Tensor, full: Tensor, words_of: WordsOf) -> Stored:
+        """Return the words of what is visited and full, and the partial blocks as `stored` does.
 
         Args:
             unknown: bool [B', H', nq, nk], blocks whose words have to be looked at.
@@ -119,7 +123,14 @@ class Grid:
             visited[b, h, ib, jb] = some
             full[b, h, ib, jb] = every
             parts.append(words[some & ~every])
-        return visited, full, torch.cat(parts)
+        return self.stored(visited, full, torch.cat(parts))
+
+    def stored(self, visited: Tensor, full: Tensor, bits: Tensor) -> Stored:
+        """Pack bool [B', H', nq, nk] grids; number the partial blocks, whose words are `bits`."""
+        visited, full = pack(visited), pack(full)
+        parts = count(visited & ~full)
+        before = parts.flatten().cumsum(0).view_as(parts) - parts
+        return visited, full, before.to(torch.int32), bits
 
 
 def checked_block_size(op: str, block_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -128,6 +139,17 @@ def checked_block_size(op: str, block_size: int | tuple[int, int]) -> tuple[int,
     if len(pair) != 2 or any(s not in SIDES for s in pair):
         raise ValueError(
             f"{op}: expected block_size (queries, keys) of 32, 64, 128 or 256 each; "
+            f"got {block_size!r}"
+        )
+    return pair
+
+
+def checked_small_block_size(op: str, block_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (bq, bk); raise unless both are powers of two up to 256."""
+    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+    if len(pair) != 2 or any(s not in SIDES + SMALL_SIDES for s in pair):
+        raise ValueError(
+            f"{op}: expected block_size (queries, keys), powers of two up to 256; "
             f"got {block_size!r}"
         )
     return pair

@@ -16,11 +16,12 @@ from attn_ext.block_mask.blocks import (
     Grid,
     checked_block_size,
     checked_shape,
+    checked_small_block_size,
     leading_two,
 )
+from attn_ext.block_mask.builders import combined, of_blocks, of_pairs
 from attn_ext.block_mask.lists import flex_blocks, listed_blocks
 from attn_ext.block_mask.storage import StoredBlocks
-from attn_ext.block_mask.words import num_words, pack
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
@@ -30,7 +31,12 @@ class BlockMask(StoredBlocks):
     r"""The pairs (i, j) that an attention keeps, in blocks that are empty, full or partial.
 
     Made by the class methods here and by `attn_ext.masks`. `|` and `&` are exact, pair by pair, and
-    broadcast B' and H'. Two masks are equal if their content is; hashes go by identity.
+    broadcast B' and H'. Two masks are equal if they have one shape, one block size and the same
+    content, wherever they are; a hash is of the sizes alone, so that it waits for no device.
+
+    Under torch.compile masks may be arguments, or be made inside: by `from_dense`, `from_blocks`,
+    `|`, `&` and `attn_ext.masks`, for lengths that vary too. What calls back, or looks at numbers
+    in order to check them, is for outside.
 
     Note:
         Memory: nq · nk / 4 bytes and bq · bk / 8 more per partial block.
@@ -75,14 +81,7 @@ class BlockMask(StoredBlocks):
         bq, bk = checked_block_size(op, block_size)
         mask = leading_two(op, "mask", "Sq, Sk", mask)
         grid = Grid(tuple(mask.shape), (bq, bk), mask.device)
-        nq, nk = grid.blocks
-        words = mask.new_zeros(*mask.shape[:2], nq * bq, nk * num_words(bk), dtype=torch.int32)
-        words[:, :, : mask.shape[2], : num_words(mask.shape[3])] = pack(mask)
-        words = words.unflatten(3, (nk, num_words(bk))).unflatten(2, (nq, bq))
-        every = torch.ones(*mask.shape[:2], nq, nk, dtype=torch.bool, device=mask.device)
-        return cls.of_words(
-            grid, every, torch.zeros_like(every), lambda b, h, ib, jb: words[b, h, ib, :, jb]
-        )
+        return cls.of_stored(grid, of_pairs(grid, mask))
 
     @classmethod
     def from_blocks(
@@ -97,27 +96,30 @@ class BlockMask(StoredBlocks):
         Args:
             blocks: `[nq, nk]`, `[H', nq, nk]` or `[B', H', nq, nk]`, bool, True = attend.
             seqlens: (Sq, Sk), where the last blocks are cut off; `None`: whole blocks.
-            block_size: (bq, bk), or one number for both.
+            block_size: (bq, bk), or one number for both: powers of two up to 256. Sides below 32
+                are stored in blocks of 32, which are partial where they are not all alike.
 
         Raises:
             TypeError: blocks that are not boolean.
-            ValueError: another number of dimensions or of blocks, a block size without kernels.
+            ValueError: another number of dimensions or of blocks, another block size.
 
         >>> import torch
         >>> BlockMask.from_blocks(torch.eye(3, dtype=torch.bool), seqlens=(300, 300)).nnz
         34704
         """
         op = "BlockMask.from_blocks"
-        size = checked_block_size(op, block_size)
+        given_size = checked_small_block_size(op, block_size)
         blocks = leading_two(op, "blocks", "nq, nk", blocks)
-        sq, sk = seqlens or (n * s for n, s in zip(blocks.shape[2:], size, strict=True))
-        grid = Grid(checked_shape(op, (*blocks.shape[:2], sq, sk)), size, blocks.device)
-        if blocks.shape[2:] != grid.blocks:
+        sq, sk = seqlens or (n * s for n, s in zip(blocks.shape[2:], given_size, strict=True))
+        given = Grid(checked_shape(op, (*blocks.shape[:2], sq, sk)), given_size, blocks.device)
+        if blocks.shape[2:] != given.blocks:
             raise ValueError(
-                f"{op}: expected {list(grid.blocks)} blocks of {size} for lengths {(sq, sk)}; "
-                f"got {list(blocks.shape[2:])}"
+                f"{op}: expected {list(given.blocks)} blocks of {given_size} for lengths "
+                f"{(sq, sk)}; got {list(blocks.shape[2:])}"
             )
-        return cls.of_grids(grid, blocks, blocks, grid.no_parts())
+        size = tuple(max(side, SIDES[0]) for side in given_size)
+        grid = Grid(given.shape, size, given.device)
+        return cls.of_stored(grid, of_blocks(grid, blocks, list(given_size)))
 
     @classmethod
     def from_callable(
@@ -312,27 +314,14 @@ class BlockMask(StoredBlocks):
         if not isinstance(other, BlockMask):
             return NotImplemented
         grid = _common_grid("BlockMask |", self.grid, other.grid)
-        (v, f), (v2, f2) = self._expanded(grid), other._expanded(grid)
-        words, words2 = self.words_of(), other.words_of()
-        full = f | f2
-        return self.of_words(
-            grid, (v | v2) & ~full, full, lambda *block: words(*block) | words2(*block)
-        )
+        return self.of_stored(grid, combined(grid, self.stored(), other.stored(), True))
 
     def __and__(self, other: BlockMask) -> BlockMask:
         """Pairs that both keep."""
         if not isinstance(other, BlockMask):
             return NotImplemented
         grid = _common_grid("BlockMask &", self.grid, other.grid)
-        (v, f), (v2, f2) = self._expanded(grid), other._expanded(grid)
-        words, words2 = self.words_of(), other.words_of()
-        full = f & f2
-        return self.of_words(
-            grid, v & v2 & ~full, full, lambda *block: words(*block) & words2(*block)
-        )
-
-    def _expanded(self, grid: Grid) -> list[Tensor]:
-        return [t.expand(*grid.shape[:2], -1, -1) for t in self.blocks()]
+        return self.of_stored(grid, combined(grid, self.stored(), other.stored(), False))
 
     def _head_grid(self) -> Grid:
         return Grid((self.shape[0], 1, *self.shape[2:]), self.block_size, self.device)

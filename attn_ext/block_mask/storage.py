@@ -6,14 +6,14 @@ contiguous, on one device; never changed once made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from attn_ext.block_mask.blocks import Grid, WordsOf, checked_block_size, checked_shape
+from attn_ext.block_mask.blocks import Grid, Stored, WordsOf, checked_block_size, checked_shape
 from attn_ext.block_mask.picture import draw
 from attn_ext.block_mask.words import WORD, count, num_words, pack, unpack
 
@@ -50,6 +50,10 @@ class StoredBlocks:
     first_part: Tensor
     bits: Tensor
 
+    # [B', H', nk, wq], visited by block column: bit ib % 32 of word ib // 32. Not cached when asked
+    # for, because torch.compile traces no such cache.
+    visited_t: Tensor = field(init=False)
+
     def __post_init__(self) -> None:
         """Check what the kernels rely on."""
         op = "BlockMask"
@@ -70,28 +74,30 @@ class StoredBlocks:
                     f"{op}: expected {name} {shape}, contiguous int32 on {self.device}; "
                     f"got {list(t.shape)}, {t.dtype} on {t.device}"
                 )
+        object.__setattr__(self, "visited_t", pack(self.blocks()[0].transpose(-1, -2)))
 
     @classmethod
     def of_words(
         cls: type[Self], grid: Grid, unknown: Tensor, full: Tensor, words_of: WordsOf
     ) -> Self:
         """Look at the unknown blocks, store all."""
-        return cls.of_grids(grid, *grid.decide(unknown, full, words_of))
+        return cls.of_stored(grid, grid.decide(unknown, full, words_of))
 
     @classmethod
-    def of_grids(cls: type[Self], grid: Grid, visited: Tensor, full: Tensor, bits: Tensor) -> Self:
-        """Pack bool [B', H', nq, nk] grids and number the partial blocks."""
-        visited, full = pack(visited), pack(full)
-        parts = count(visited & ~full)
-        before = parts.flatten().cumsum(0).view_as(parts) - parts
-        return cls(grid.shape, grid.block_size, visited, full, before.to(torch.int32), bits)
+    def of_stored(cls: type[Self], grid: Grid, stored: Stored) -> Self:
+        """Return the mask of visited, full, first_part and bits."""
+        return cls(grid.shape, grid.block_size, *stored)
+
+    def stored(self) -> Stored:
+        """Return what `of_stored` takes."""
+        return self.visited, self.full, self.first_part, self.bits
 
     @property
     def device(self) -> torch.device:
         """Where the mask is."""
         return self.visited.device
 
-    @cached_property
+    @property
     def grid(self) -> Grid:
         """The blocks that there are."""
         return Grid(self.shape, self.block_size, self.device)
@@ -100,11 +106,6 @@ class StoredBlocks:
         """Return which blocks are visited and which are full, bool `[B', H', nq, nk]` each."""
         nk = self.grid.blocks[1]
         return unpack(self.visited, nk), unpack(self.full, nk)
-
-    @cached_property
-    def visited_t(self) -> Tensor:
-        """Visited by block column, int32 `[B', H', nk, wq]`: bit ib % 32 of word ib // 32."""
-        return pack(self.blocks()[0].transpose(-1, -2))
 
     @cached_property
     def num_full(self) -> int:
@@ -147,7 +148,7 @@ class StoredBlocks:
 
     def to(self: Self, device: torch.device | str) -> Self:
         """Return the mask on a device; itself if it is there."""
-        moved = [t.to(device) for t in (self.visited, self.full, self.first_part, self.bits)]
+        moved = [t.to(device) for t in self.stored()]
         if moved[0] is self.visited:
             return self
         return type(self)(self.shape, self.block_size, *moved)
@@ -174,10 +175,11 @@ class StoredBlocks:
         visited, full = self.blocks()
         partial = visited & ~full
         number = partial.flatten().cumsum(0).view_as(partial) - 1
+        grid = self.grid  # which remembers what blocks at the edges look like
 
         def words(b: Tensor, h: Tensor, ib: Tensor, jb: Tensor) -> Tensor:
             at = (b * (self.shape[0] > 1), h * (self.shape[1] > 1), ib, jb)
-            found = torch.where(full[at][:, None, None], self.grid.existing(ib, jb), 0)
+            found = torch.where(full[at][:, None, None], grid.existing(ib, jb), 0)
             found[partial[at]] = self.bits[number[at][partial[at]]]
             return found
 
@@ -195,7 +197,9 @@ class StoredBlocks:
             for name in ("visited", "full", "bits")
         )
 
-    __hash__ = object.__hash__  # content is for ==; a dictionary of masks goes by identity
+    def __hash__(self) -> int:
+        """Of what equal masks have in common and a GPU need not be asked for."""
+        return hash((self.shape, self.block_size, self.num_partial))
 
     def __repr__(self) -> str:
         """Shape, block size and how much is kept."""

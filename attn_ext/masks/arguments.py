@@ -1,6 +1,13 @@
 """Checks of arguments that several builders share."""
 
+import torch
+
 BlockSize = int | tuple[int, int]
+
+
+def device_of(given: torch.device | str | None) -> torch.device:
+    """Return the device; of `None` torch's default, which torch.compile does not name."""
+    return torch.empty(0, device=given).device
 
 
 def lengths(op: str, seqlen_q: int, seqlen_k: int | None) -> tuple[int, int]:

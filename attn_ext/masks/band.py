@@ -3,9 +3,10 @@
 import torch
 
 from attn_ext.block_mask import BlockMask
-from attn_ext.block_mask.blocks import Grid, checked_block_size
+from attn_ext.block_mask.blocks import Grid, Stored, checked_block_size
+from attn_ext.block_mask.opaque import opaque
 from attn_ext.block_mask.words import num_words, pack
-from attn_ext.masks.arguments import BlockSize, at_least, lengths, sides
+from attn_ext.masks.arguments import BlockSize, at_least, device_of, lengths, sides
 from attn_ext.ops.attention import bottom_right
 
 # 64 blocks of 128 x 128 pairs: 8 MiB of int64 distances.
@@ -143,21 +144,26 @@ def dilated(
 
 
 def _band(op, seqlen_q, seqlen_k, left, right, dilation, causal_align, block_size, device):
-    """The mask of -left <= (j - i) / dilation <= right.
-
-    Blocks whose corners lie on one diagonal hold the same distances, so each diagonal is decided,
-    and its bits found, once: O(S) work before the blocks are written down.
-    """
+    """The mask of -left <= (j - i) / dilation <= right."""
     sq, sk = lengths(op, seqlen_q, seqlen_k)
-    bq, bk = size = checked_block_size(op, block_size)
-    device = torch.get_default_device() if device is None else torch.device(device)
+    size = checked_block_size(op, block_size)
+    device = device_of(device)
     shift = sk - sq if bottom_right(op, causal_align) else 0
     lo = -left * dilation if left >= 0 else -(sq + sk)  # no distance is larger
     hi = right * dilation if right >= 0 else sq + sk
     grid = Grid((1, 1, sq, sk), size, device)
-    nq, nk = grid.blocks
+    return BlockMask.of_stored(grid, _of_band(grid, lo, hi, dilation, shift))
 
-    step = min(size)
+
+@opaque("SymInt lo, SymInt hi, SymInt dilation, SymInt shift")
+def _of_band(grid: Grid, lo: int, hi: int, dilation: int, shift: int) -> Stored:
+    """Keep lo <= j - i - shift <= hi, multiples of the dilation.
+
+    Blocks whose corners lie on one diagonal hold the same distances, so each diagonal is decided,
+    and its bits found, once: O(S) work before the blocks are written down.
+    """
+    (bq, bk), (nq, nk), device = grid.block_size, grid.blocks, grid.device
+    step = min(bq, bk)
     first = -max(0, nq - 1) * bq // step
     corners = torch.arange(first, max(0, nk - 1) * bk // step + 1, device=device) * step - shift
     nearest, farthest = corners - (bq - 1), corners + (bk - 1)
@@ -178,7 +184,7 @@ def _band(op, seqlen_q, seqlen_k, left, right, dilation, causal_align, block_siz
         return (jb * bk - ib * bq) // step - first
 
     at = diagonal(torch.arange(nq, device=device)[:, None], torch.arange(nk, device=device))
-    return BlockMask.of_words(
-        grid, partial[at][None, None], full[at][None, None],
+    return grid.decide(
+        partial[at][None, None], full[at][None, None],
         lambda b, h, ib, jb: of_diagonal[number[diagonal(ib, jb)]],
     )  # fmt: skip

@@ -7,15 +7,17 @@ every draw out of training, and at times the last block at 1024 tokens.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attn_ext.block_mask import BlockMask
-from attn_ext.block_mask.blocks import checked_block_size
-from attn_ext.masks.arguments import at_least, lengths
+from attn_ext.block_mask.blocks import SIDES, Grid, Stored, checked_small_block_size
+from attn_ext.block_mask.builders import of_blocks
+from attn_ext.block_mask.opaque import opaque
+from attn_ext.masks.arguments import at_least, device_of, lengths
 
 # Lengths in tokens for which the paper's code had a plan of its own, which draws from the first
 # PAPER_REACH tokens only.
@@ -53,7 +55,8 @@ def bigbird(
         global_blocks: g, blocks that see all and that all see.
         random_blocks: r, blocks drawn for each block row and head that is not global.
         seed: of the draws; transformers takes the layer's number.
-        block_size: side of a block: 32, 64, 128 or 256.
+        block_size: side of a block, a power of two up to 256; below 32 as in
+            `BlockMask.from_blocks`.
         max_seqlen: transformers' `max_position_embeddings`, which the draws for 1024, 3072 and 4096
             tokens depend on.
         device: of the result; `None`: torch's default.
@@ -87,8 +90,7 @@ def bigbird(
     plan = BigBirdPlan(
         num_heads, window_blocks, global_blocks, random_blocks, seed, block_size, max_seqlen
     )
-    n = plan.num_blocks(seqlen)
-    return plan.mask(plan.always(n) | plan.drawn(n), seqlen, device)
+    return plan.mask("all", seqlen, device)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class BigBirdPlan:
     def __post_init__(self) -> None:
         """Check the arguments."""
         op = "masks.bigbird"
-        checked_block_size(op, self.block_size)
+        checked_small_block_size(op, self.block_size)
         at_least(op, 1, num_heads=self.num_heads, window_blocks=self.window_blocks)
         at_least(op, 0, global_blocks=self.global_blocks, random_blocks=self.random_blocks)
         if self.window_blocks % 2 == 0 or not isinstance(self.block_size, int):
@@ -136,12 +138,37 @@ class BigBirdPlan:
         """Return the blocks that are drawn, kept without it or not, bool [num_heads, n, n]."""
         return _drawn(self, n)
 
-    def mask(self, blocks: Tensor, seqlen: int, device: torch.device | str | None) -> BlockMask:
-        """Return the mask that keeps the blocks of bool [n, n] or [num_heads, n, n]."""
-        device = torch.get_default_device() if device is None else device
-        return BlockMask.from_blocks(
-            blocks.to(device), seqlens=(seqlen, seqlen), block_size=self.block_size
-        )
+    def chosen(self, part: str, n: int, first: bool) -> Tensor:
+        """Return the blocks of one of `PARTS`, bool [num_heads, n, n]; all heads alike if first."""
+        if not first:
+            drawn = self.drawn(n)
+        else:
+            drawn = torch.zeros(1, n, n, dtype=torch.bool, device="cpu")
+            drawn[:, self.drawing_rows(n), :1] = self.random_blocks > 0
+        return PARTS[part](self.always(n), drawn)
+
+    def mask(
+        self, part: str, seqlen: int, device: torch.device | str | None, first: bool = False
+    ) -> BlockMask:
+        """Return the mask that keeps the blocks of one of `PARTS`.
+
+        first: whether every draw is block 0, as transformers has it out of training.
+        """
+        side, heads = max(self.block_size, SIDES[0]), 1 if first else self.num_heads
+        grid = Grid((1, heads, seqlen, seqlen), (side, side), device_of(device))
+        stored = _of_bigbird(grid, list(astuple(self)), part, first)
+        return BlockMask.of_stored(grid, stored)
+
+
+# Of what is kept without a draw and what is drawn: either, one of the two, both.
+PARTS = {"all": torch.logical_or, "once": torch.logical_xor, "again": torch.logical_and}
+
+
+@opaque("int[] plan, str part, bool first")
+def _of_bigbird(grid: Grid, plan: list[int], part: str, first: bool) -> Stored:
+    drawing = BigBirdPlan(*plan)
+    blocks = drawing.chosen(part, drawing.num_blocks(grid.shape[2]), first)
+    return of_blocks(grid, blocks[None].to(grid.device), [drawing.block_size] * 2)
 
 
 @functools.lru_cache(DRAWS_KEPT)

@@ -4,7 +4,7 @@ import torch
 
 from attn_ext.block_mask import BlockMask
 from attn_ext.block_mask.blocks import checked_block_size
-from attn_ext.masks.arguments import BlockSize, at_least, lengths
+from attn_ext.masks.arguments import BlockSize, at_least, device_of, lengths
 from attn_ext.masks.band import causal, dilated, window
 from attn_ext.masks.segments import document
 from attn_ext.masks.sets import keys
@@ -91,7 +91,7 @@ def fixed(
     at_least(op, 0, c=c)
     if c > stride:
         raise ValueError(f"{op}: expected c of 0 to the stride, {stride}; got {c}")
-    device = torch.get_default_device() if device is None else torch.device(device)
+    device = device_of(device)
     at = torch.arange(seqlen, device=device)
     segment = document(ids=at // stride, block_size=size)
     ends = keys(at % stride >= stride - c, block_size=size)

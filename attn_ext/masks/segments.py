@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from attn_ext.block_mask import BlockMask
-from attn_ext.block_mask.blocks import Grid, checked_block_size
+from attn_ext.block_mask.blocks import Grid, Stored, checked_block_size
+from attn_ext.block_mask.opaque import opaque
 from attn_ext.masks.arguments import BlockSize, lengths
 from attn_ext.masks.band import causal
 from attn_ext.masks.sets import keys
@@ -62,15 +63,20 @@ def document(
     batch = max(len(q), len(k)) if min(len(q), len(k)) else 0
     q, k = q.expand(batch, -1), k.expand(batch, -1)
     grid = Grid((batch, 1, q.shape[1], k.shape[1]), size, q.device)
-    q_least, q_most = _extremes(q, size[0])
-    k_least, k_most = _extremes(k, size[1])
+    return BlockMask.of_stored(grid, _of_ids(grid, q, k))
+
+
+@opaque("Tensor query_ids, Tensor key_ids")
+def _of_ids(grid: Grid, q: Tensor, k: Tensor) -> Stored:
+    q_least, q_most = _extremes(q, grid.block_size[0])
+    k_least, k_most = _extremes(k, grid.block_size[1])
     q_least, q_most = q_least[:, None, :, None], q_most[:, None, :, None]
     k_least, k_most = k_least[:, None, None], k_most[:, None, None]
     may = (q_least <= k_most) & (k_least <= q_most) & (q_most >= 0)
     full = (q_least == k_most) & (k_least == q_most) & (q_least >= 0)
     # ordered least <= most on both sides, those two equations make all four equal
-    return BlockMask.of_words(
-        grid, may & ~full, full,
+    return grid.decide(
+        may & ~full, full,
         grid.evaluated(lambda b, h, i, j: (q[b, i] == k[b, j]) & (q[b, i] >= 0)),
     )  # fmt: skip
 
@@ -114,7 +120,7 @@ def prefix(
     size = checked_block_size(op, block_size)
     given = [prefix_lengths] if isinstance(prefix_lengths, int) else prefix_lengths
     p = _integers(op, "prefix_lengths", given, device)
-    if p.dim() != 1 or (p < 0).any():
+    if p.dim() != 1 or not torch.compiler.is_compiling() and (p < 0).any():
         raise ValueError(f"{op}: expected prefix_lengths [B] of 0 or more; got {p.tolist()}")
     before = keys(torch.arange(sk, device=p.device) < p[:, None], sq, block_size=size)
     return before | causal(sq, sk, block_size=size, device=p.device)
@@ -139,13 +145,16 @@ def _ids(op, lengths_name, lengths, ids_name, ids, device) -> Tensor:
     given = _integers(op, name, given, device)
     if not 1 <= given.dim() <= 2:
         raise ValueError(f"{op}: expected {name} of 1 or 2 dimensions; got {list(given.shape)}")
-    given = given[(None,) * (2 - given.dim())]
     if lengths is None:
-        return given
-    if (given < 0).any():
-        raise ValueError(f"{op}: expected {name} of 0 or more; got {given.tolist()}")
+        return given[(None,) * (2 - given.dim())]
+    # of a list they are known to torch.compile too, of a tensor they are not
+    numbers = lengths.tolist() if isinstance(lengths, Tensor) else lengths
+    rows = [numbers] if given.dim() == 1 else numbers
+    if any(n < 0 for row in rows for n in row):
+        raise ValueError(f"{op}: expected {name} of 0 or more; got {rows}")
+    total = max([0, *map(sum, rows)])
+    given = given[(None,) * (2 - given.dim())]
     ends = given.cumsum(1)
-    total = int(ends[:, -1:].max()) if ends.numel() else 0
     at = torch.arange(total, device=given.device).expand(len(given), -1).contiguous()
     found = torch.searchsorted(ends, at, right=True)
     return torch.where(found < given.shape[1], found, -1)

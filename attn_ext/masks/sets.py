@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_ext.block_mask import BlockMask
-from attn_ext.block_mask.blocks import Grid, checked_block_size
+from attn_ext.block_mask.blocks import Grid, Stored, checked_block_size
+from attn_ext.block_mask.opaque import opaque
 from attn_ext.block_mask.words import num_words, pack
 from attn_ext.masks.arguments import BlockSize, lengths
 
@@ -24,9 +25,13 @@ def set_of_each_query(
         seqlen_k: Sk.
         block_size: (bq, bk).
     """
-    bq, bk = block_size
     grid = Grid((*which.shape, seqlen_k), block_size, which.device)
-    nq, nk = grid.blocks
+    return BlockMask.of_stored(grid, _of_sets(grid, which, sets))
+
+
+@opaque("Tensor which, Tensor sets")
+def _of_sets(grid: Grid, which: Tensor, sets: Tensor) -> Stored:
+    (bq, bk), (nq, nk) = grid.block_size, grid.blocks
     words = F.pad(sets, (0, nk * num_words(bk) - sets.shape[3], 0, 1))  # -1 finds the empty last
     words = words.unflatten(3, (nk, num_words(bk)))
     which = torch.where(which < 0, sets.shape[2], which)
@@ -40,10 +45,18 @@ def set_of_each_query(
     some, every = (words != 0).any(4), (words == exists).all(4)
     visited = used @ some.float() > 0
     full = used @ (~every).float() == 0
-    return BlockMask.of_words(
-        grid, visited & ~full, full,
+    return grid.decide(
+        visited & ~full, full,
         lambda b, h, ib, jb: words[b[:, None], h[:, None], which[b, h, ib], jb[:, None]],
     )  # fmt: skip
+
+
+@opaque("Tensor query_buckets, Tensor key_buckets")
+def _of_buckets(grid: Grid, q: Tensor, k: Tensor) -> Stored:
+    names, number = torch.unique(q, return_inverse=True)
+    sets = [pack(k == name) for name in names]  # one at a time: S bools, not buckets x S
+    sets = sets or [pack(k < k)]
+    return _of_sets(grid, torch.where(q < 0, -1, number), torch.stack(sets, dim=2))
 
 
 def keys(
@@ -145,13 +158,8 @@ def lsh(
             f"got {list(query_buckets.shape)} and {list(key_buckets.shape)}"
         )
     q, k = (x[(None,) * (3 - x.dim())] for x in (query_buckets, key_buckets))
-    names, number = torch.unique(q, return_inverse=True)
-    sets = [pack(k == name) for name in names]  # one at a time: S bools, not buckets x S
-    if not sets:
-        sets, number = [pack(k < k)], number
-    mask = set_of_each_query(
-        torch.where(q < 0, -1, number), torch.stack(sets, dim=2), k.shape[2], size
-    )
+    grid = Grid((*q.shape, k.shape[2]), size, q.device)
+    mask = BlockMask.of_stored(grid, _of_buckets(grid, q, k))
     if is_causal:
         from attn_ext.masks.band import causal
 

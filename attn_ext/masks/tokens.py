@@ -129,7 +129,8 @@ def _as_bool(op: str, seqlen: int, tokens: Tokens, device) -> Tensor:
             f"{op}: expected a list of global positions; got {tokens.dtype} {list(tokens.shape)}. "
             "Pass a bool tensor [B, S] for positions that differ over the batch."
         )
-    if len(tokens) and not -seqlen <= int(tokens.min()) <= int(tokens.max()) < seqlen:
+    readable = len(tokens) and not torch.compiler.is_compiling()
+    if readable and not -seqlen <= int(tokens.min()) <= int(tokens.max()) < seqlen:
         raise ValueError(
             f"{op}: expected global positions from {-seqlen} to {seqlen - 1}; "
             f"got {int(tokens.min())} to {int(tokens.max())}"

@@ -31,7 +31,8 @@ class BigBirdAttention(GroupedQueryAttention):
         window_blocks: odd: blocks around the diagonal, its own included.
         global_blocks: blocks that see all and that all see, half of them at either end.
         random_blocks: blocks drawn for each block row and head that is not global.
-        block_size: side of a block: 32, 64, 128 or 256.
+        block_size: side of a block, a power of two up to 256. Kernels have blocks of 32 and more,
+            which below are partial.
         seed: of the draws, which are the same in every call; another one for each layer.
         max_seqlen: as in `attn_ext.masks.bigbird`.
         as_transformers: draw and count as transformers does. Out of training every draw is block
@@ -147,28 +148,25 @@ class BigBirdAttention(GroupedQueryAttention):
         █······
         ·······
         """
-        n = self.plan.num_blocks(seqlen)
-        always = self.plan.always(n)
-        if self.as_transformers and not self.training:
-            count = 1 + self.plan.random_blocks
-            drawn = torch.zeros_like(always)
-            drawn[self.plan.drawing_rows(n), :1] = count > 1
-        else:
-            count, drawn = 2, self.plan.drawn(n)
-        repeated = always & drawn
-        if not self.as_transformers or not repeated.any():
-            return self.plan.mask(always | drawn, seqlen, device), None, 1
-        once = self.plan.mask((always | drawn) & ~repeated, seqlen, device)
-        return once, self.plan.mask(repeated, seqlen, device), count
+        first = self.as_transformers and not self.training
+        if not self.as_transformers or not self._repeats(seqlen, first):
+            return self.plan.mask("all", seqlen, device, first), None, 1
+        once, again = (self.plan.mask(part, seqlen, device, first) for part in ("once", "again"))
+        return once, again, 1 + self.plan.random_blocks if first else 2
 
-    @torch.compiler.disable  # numpy draws, and the sizes of a mask depend on data
+    def _repeats(self, seqlen: int, first: bool) -> bool:
+        """Whether blocks may count more than once; torch.compile does not see the draws."""
+        if torch.compiler.is_compiling() or not self.plan.random_blocks:
+            return self.plan.random_blocks > 0
+        return bool(self.plan.chosen("again", self.plan.num_blocks(seqlen), first).any())
+
     def _masks_of_tokens(
         self, x: Tensor, key_mask: Tensor | None
     ) -> tuple[BlockMask, BlockMask | None, int]:
         once, again, count = self.block_masks(x.shape[-2], x.device)
         if key_mask is None:
             return once, again, count
-        tokens = keys(key_mask, block_size=self.plan.block_size)
+        tokens = keys(key_mask, block_size=once.block_size)
         return once & tokens, None if again is None else again & tokens, count
 
     def extra_repr(self) -> str:
