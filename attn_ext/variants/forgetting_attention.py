@@ -84,7 +84,10 @@ def forgetting_attention(
         beyond inputs and outputs: O(Hq Sk) for the sums, which are taken in float64.
         Differentiable in all four tensors, through O and lse, in O(S) memory; the double backward
         is in plain torch, with O(Sq Sk). Bit-equal for any number of threads. A key so far back
-        that it is forgotten costs as much as any other.
+        that it is forgotten costs as much as any other, and is an attended key: a nan in it shows.
+        To leave it out, and change no bit, takes a bound of every product and the knowledge that
+        all values are finite, both a pass over the tensors. Where the gates' reach is known,
+        `window_size` says so.
 
     Reference:
         Lin et al., 2025, arXiv:2503.02130.
