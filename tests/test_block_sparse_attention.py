@@ -36,6 +36,32 @@ def test_agrees_with_attention_under_the_same_boolean_mask(backend: Backend):
     torch.testing.assert_close(o, dense, atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("sq", [2, 150])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"softcap": 0.8}, {"dropout_p": 0.4}, {"softcap": 2.0, "dropout_p": 0.1}], ids=str
+)
+def test_soft_cap_and_dropout_are_those_of_dense_attention(options, dtype, sq, backend: Backend):
+    mask = random_mask(2, 4, sq, 210, block_size=64)
+    if "dropout_p" in options:
+        options = options | {"dropout_seed": torch.tensor([5])}
+    options = options | {"enable_gqa": True, "return_lse": True}
+    found = []
+    with backend.context():
+        for call in (
+            lambda *x: block_sparse_attention(*x, mask, **options),
+            lambda *x: attn_ext.attention(*x, attn_mask=mask.to_dense(), **options),
+        ):
+            q = normal(2, 4, sq, 32, dtype=dtype).requires_grad_()
+            k, v = (normal(2, 2, 210, 32, dtype=dtype, seed=n).requires_grad_() for n in (1, 2))
+            o, lse = call(q, k, v)
+            d_o, d_lse = normal(*o.shape, dtype=dtype, seed=3), normal(*lse.shape, seed=4)
+            found.append((o, lse, *torch.autograd.grad((o, lse), (q, k, v), (d_o, d_lse))))
+    # another weight dropped would show: the largest are 1
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(*found, atol=tolerance, rtol=tolerance)
+
+
 def test_agrees_with_flex_attention_on_its_own_mask():
     def keep(b, h, i, j):
         return (i >= j) & ((i - j < 100) | (j < 10))
@@ -62,6 +88,7 @@ def test_gradients_against_finite_differences():
 
     def fn(q, k, v, sinks):
         options = {"sinks": sinks, "enable_gqa": True, "return_lse": True}
+        options |= {"softcap": 0.9, "dropout_p": 0.3, "dropout_seed": torch.tensor([8])}
         return block_sparse_attention(q, k, v, mask, **options)
 
     assert gradcheck(fn, leaves)
@@ -72,13 +99,16 @@ def test_opcheck():
     q, k, v = (x.requires_grad_() for x in qkv(2, 2, 70, 16))
     arguments = ops.arguments(q, k, v, random_mask(2, 1, 70, 70, block_size=32), None, 0.25)
     torch.library.opcheck(torch.ops.attn_ext.block_sparse_attention_fwd, arguments)
+    general = (*arguments[:9], torch.tensor([3]), 0.2, *arguments[11:-1], 4.0)
+    torch.library.opcheck(torch.ops.attn_ext.block_sparse_attention_fwd, general)
 
 
 def test_compiles_with_gradients():
     mask = random_mask(1, 1, 70, 70, block_size=32)
 
     def loss(q, k, v):
-        return block_sparse_attention(q, k, v, mask).square().sum()
+        options = {"softcap": 2.0, "dropout_p": 0.2, "dropout_seed": torch.tensor([2])}
+        return block_sparse_attention(q, k, v, mask, **options).square().sum()
 
     inputs = [x.requires_grad_() for x in qkv(1, 2, 70, 16)]
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -91,7 +121,7 @@ def test_vmap_and_its_gradients():
     mask = random_mask(1, 2, 40, 40, block_size=32)
 
     def fn(q, k, v):
-        return block_sparse_attention(q, k, v, mask, return_lse=True)
+        return block_sparse_attention(q, k, v, mask, softcap=3.0, return_lse=True)
 
     def per_sample(*tensors):
         return torch.func.grad(lambda *x: fn(*x)[0].sin().sum(), (0, 1, 2))(*tensors)
@@ -103,6 +133,9 @@ def test_vmap_and_its_gradients():
     own = random_mask(2, 2, 40, 40, block_size=32)
     with pytest.raises(RuntimeError, match="expected under vmap a mask of batch 1"):
         torch.vmap(lambda q: block_sparse_attention(q, k, k, own))(q)
+    options = {"dropout_p": 0.5, "dropout_seed": torch.tensor([1])}
+    with pytest.raises(RuntimeError, match="^block_sparse_attention: expected no dropout under vm"):
+        torch.vmap(lambda q: block_sparse_attention(q, k, k, mask, **options))(q)
 
 
 def test_autocast_casts_the_inputs():
@@ -173,6 +206,13 @@ def test_scale_and_heads_errors():
     q, k, v = qkv(1, 2, 70, 16)
     with pytest.raises(ValueError, match="positive scale"):
         block_sparse_attention(q, k, v, MASK, scale=-1.0)
+    with pytest.raises(ValueError, match="a softcap of 0"):
+        block_sparse_attention(q, k, v, MASK, softcap=-1.0)
+    with pytest.raises(ValueError, match="dropout probability of 0 to 1"):
+        block_sparse_attention(q, k, v, MASK, dropout_p=1.5)
+    assert (
+        len(attn_ext.why_not("block_sparse_attention", q, k, v, MASK, softcap=-1, dropout_p=2)) == 2
+    )
     with pytest.raises(ValueError, match="enable_gqa=True"):
         block_sparse_attention(q, k[:, :1], v[:, :1], MASK)
     with pytest.raises(ValueError, match="heads, length, head_dim"):

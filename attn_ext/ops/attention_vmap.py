@@ -9,7 +9,8 @@ from torch import Tensor
 from attn_ext.ops.differentiable import call
 
 
-def _no_dropout(op: str, dropout: float) -> None:
+def no_dropout(op: str, dropout: float) -> None:
+    """Raise where there is dropout."""
     # a kernel knows an entry by its index in the whole batch, which vmap's `randomness` does not
     if dropout:
         raise RuntimeError(
@@ -54,7 +55,7 @@ def merged_batch(
 def dense_fwd(info, dims, *arguments):
     """attention_fwd with V as its first batch dimension."""
     *tensors, _, dropout = arguments[:8]
-    _no_dropout("attention", dropout)
+    no_dropout("attention", dropout)
     first = [_first(x, dim, info.batch_size) for x, dim in zip(tensors, dims, strict=False)]
     dense = max(x.dim() - 1 for x in first[:3])
     rank = max(3, dense)  # without heads V would be taken for them
@@ -72,7 +73,7 @@ def dense_fwd(info, dims, *arguments):
 def dense_bwd(info, dims, *arguments):
     """attention_bwd with V and B as one batch dimension."""
     *tensors, _, dropout = arguments[:12]
-    _no_dropout("attention", dropout)
+    no_dropout("attention", dropout)
     wanted, size = arguments[-1], info.batch_size
     batch = _first(tensors[2], dims[2], size).shape[1]  # q's
     ranks = (4, 3, 4, 4, 4, 4, 3, 4, 2, 2)
@@ -113,7 +114,7 @@ def _check_offsets(dims: tuple[int | None, ...]) -> None:
 
 def varlen_fwd(info, dims, q, k, v, cu_q, cu_k, alibi, sinks, seed, dropout, *options):
     """varlen_attention_fwd with V and H as one dimension of heads."""
-    _no_dropout("varlen_attention", dropout)
+    no_dropout("varlen_attention", dropout)
     _check_offsets(dims[3:5])
     size = info.batch_size
     o, lse = call(
@@ -132,7 +133,7 @@ def varlen_fwd(info, dims, q, k, v, cu_q, cu_k, alibi, sinks, seed, dropout, *op
 def varlen_bwd(info, dims, *arguments):
     """varlen_attention_bwd with V and H as one dimension of heads."""
     tensors, cu_seqlens, per_head = arguments[:7], arguments[7:9], arguments[9:11]
-    _no_dropout("varlen_attention", arguments[12])
+    no_dropout("varlen_attention", arguments[12])
     _check_offsets(dims[7:9])
     wanted, size = arguments[-1], info.batch_size
     d_o, d_lse, q, k, v, o, lse = (

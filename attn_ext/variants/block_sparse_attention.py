@@ -10,6 +10,7 @@ from torch import Tensor
 from attn_ext.block_mask import BlockMask
 from attn_ext.ops import block_sparse_attention as ops
 from attn_ext.ops.attention import compiled_reasons, default_scale
+from attn_ext.ops.attention import dropout_seed as seed_of
 from attn_ext.variants import attention as dense
 from attn_ext.variants.cases import AttentionCase
 from attn_ext.variants.one_batch import leading_dimensions, one_batch, results, shape_reasons
@@ -25,12 +26,16 @@ def block_sparse_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     sinks: Tensor | None = None,
+    softcap: float = 0.0,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Return softmax attention over the keys that a block mask keeps for each query.
 
     .. math::
-        O_i = \sum_{j:\, \mathrm{keep}(i, j)} \mathrm{softmax}_j(s\, q_i \cdot k_j)\, v_j
+        O_i = \sum_{j:\, \mathrm{keep}(i, j)}
+            \mathrm{softmax}_j(\mathrm{cap}(s\, q_i \cdot k_j))\, v_j
 
     Blocks of pairs that keep none are never read, full ones run without a mask, and partial ones
     carry a bit per pair, so any mask at all can be expressed; the visited blocks decide the cost.
@@ -46,7 +51,10 @@ def block_sparse_attention(
         enable_gqa: Hq may be a multiple of Hkv; query head h reads key head h // (Hq // Hkv).
         sinks: `[Hq]` or `[B, Hq]`: logit of a key without a value, which takes weight from the
             others.
-        return_lse: also return the log-sum-exp.
+        softcap: c of cap(x) = c tanh(x / c); 0 means none.
+        dropout_p: as in `attention`, which drops the same weights of one seed.
+        dropout_seed: as in `attention`.
+        return_lse: also return the log-sum-exp, which dropout does not change.
 
     Returns:
         O, `[..., Hq, Sq, Dv]`, and with `return_lse` lse, `[..., Hq, Sq]`: natural logarithm of the
@@ -57,8 +65,8 @@ def block_sparse_attention(
     Raises:
         ValueError: shapes, strides or a mask that do not fit; a scale that is not positive.
         TypeError: types that do not match or have no kernel.
-        RuntimeError: mixed devices, no CUDA kernels in this build, forward-mode AD; vmap with a
-            mask whose batch is not 1.
+        RuntimeError: mixed devices, no CUDA kernels in this build, forward-mode AD; vmap with
+            dropout, or with a mask whose batch is not 1.
 
     Note:
         2 · pairs · (D + Dv) floating-point operations per head, where pairs counts those of the
@@ -66,6 +74,7 @@ def block_sparse_attention(
         query, key, value and sinks, through O and lse; the backward skips the same blocks, in O(Sq)
         memory. Bit-equal for any number of threads. The double backward is in plain torch, with
         O(Sq Sk) memory. On a CPU, query heads of one group share what any of them visits.
+        There are no statistics of the weights as `attention` has them.
 
     Reference:
         Child et al., 2019, arXiv:1904.10509 (sparse factorizations); Zaheer et al., 2020,
@@ -84,8 +93,9 @@ def block_sparse_attention(
         raise ValueError(reasons[0])
     batch = leading_dimensions(query, key, value)
     scale = default_scale(query) if scale is None else scale
+    options = (sinks, scale, softcap, dropout_p, seed_of(query, dropout_p, dropout_seed))
     o, lse = ops.block_sparse_attention_fwd(
-        *ops.arguments(*one_batch(batch, query, key, value), block_mask, sinks, scale)
+        *ops.arguments(*one_batch(batch, query, key, value), block_mask, *options)
     )
     return results(batch, o, lse, return_lse)
 
@@ -112,6 +122,9 @@ def why_not(
     scale: float | None,
     enable_gqa: bool,
     sinks: Tensor | None,
+    softcap: float,
+    dropout_p: float,
+    dropout_seed: Tensor | None,
     return_lse: bool,
 ) -> list[str]:
     """List every reason why `block_sparse_attention` would raise on these arguments."""
@@ -120,9 +133,12 @@ def why_not(
         return reasons
     batch = leading_dimensions(query, key, value)
     scale = default_scale(query) if scale is None else scale
+    # any seed: the call would draw one
+    seed = query.new_zeros(1, dtype=torch.int64) if dropout_seed is None else dropout_seed
+    options = (sinks, scale, softcap, dropout_p, seed)
     return compiled_reasons(
         torch.ops.attn_ext.block_sparse_attention_why_not,
-        *ops.arguments(*one_batch(batch, query, key, value), block_mask, sinks, scale),
+        *ops.arguments(*one_batch(batch, query, key, value), block_mask, *options),
     )
 
 
@@ -135,7 +151,9 @@ def reference(
     scale: float | None = None,
     enable_gqa: bool = False,
     sinks: Tensor | None = None,
+    softcap: float = 0.0,
     return_lse: bool = False,
+    dropout_mask: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`block_sparse_attention` in plain torch, O(Sq Sk) memory, in the type of its inputs.
 
@@ -149,7 +167,9 @@ def reference(
         scale=scale,
         enable_gqa=enable_gqa,
         sinks=sinks,
+        softcap=softcap,
         return_lse=return_lse,
+        dropout_mask=dropout_mask,
     )
 
 
@@ -234,6 +254,11 @@ def _cases() -> list[BlockCase]:
         *(BlockCase(small, visited=a, full=b) for a, b in ((0.1, 0.5), (1, 1), (1, 0), (0, 0))),
         BlockCase(long, visited=0.1),
         BlockCase(replace(long, sq=1100, sk=70), visited=0.1),
+        BlockCase(replace(small, softcap=1.5)),
+        BlockCase(replace(small, softcap=0.7, hkv=1, poison=True, sinks=True), planes=(True, True)),
+        BlockCase(replace(small, softcap=30.0, sq=3), (64, 32)),
+        BlockCase(replace(small, dropout=0.3, layout="bshd"), planes=(False, True)),
+        BlockCase(replace(small, dropout=0.5, softcap=1.5, sq=2, hkv=1, d=40, dv=200), (32, 64)),
         BlockCase(AttentionCase(b=1, hq=2, hkv=1, sq=300, sk=300), (128, 64), visited=0.3),
     ]
 

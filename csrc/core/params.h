@@ -66,7 +66,7 @@ struct AttentionParams {
   Mask mask;
   PerHead alibi_slopes;   // score += -slope * |i + Sk - Sq - j|
   Forgetting forgetting;  // without alibi_slopes, a mask, or varlen
-  BlockMask blocks;       // without any of the above, or a window
+  BlockMask blocks;       // without any of the above, or a window; with a positive scale
   PerHead sinks;          // a key without a value: exp(sink) joins the denominator
 
   int B, Hq, Hkv;  // Hq is a multiple of Hkv; query head h reads key head h / (Hq / Hkv)

@@ -4,6 +4,7 @@
 // every lane. Score policies, masks and their gradient want it so.
 #pragma once
 #include "csrc/cpu/attention_bwd.h"
+#include "csrc/cpu/capped_products.h"
 #include "csrc/cpu/dropout_lanes.h"
 #include "csrc/cpu/gemm.h"
 #include "csrc/cpu/scratch.h"
@@ -120,6 +121,7 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
   const A unit = log2_unit<A, Score>(task.p);
   const bool drop = task.p.dropout > 0;
   const A kept = kept_factor<A>(task.p);
+  const CappedProducts<A> capped(task.p);
   const Float none = L::all(0);
   const RowStatistics<A> rows = c.rows;  // its own copy, too
   for (int r = c.first, i = task.query(r), g = r % task.group; r < c.last; ++r) {
@@ -143,6 +145,8 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
       Float weight = Exp::of(y * unit - log2_sum);
       Float dy = weight * (weight_gradient - delta), dx = dy;
       if constexpr (!Score::LINEAR) dx *= score.template derivative<L>(product);
+      if constexpr (Score::SPARSE)
+        if (capped.outer != 0) dx *= capped.slope(product);
       if (drop) weight = kept_bits.kept(r, j - c.block, weight * kept);
       const auto keep = [&](typename L::Bool seen) {
         weight = L::select(seen, weight, none);
@@ -165,9 +169,11 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
 // dY, dX) of every vector of keys. dX lacks the scale if the policy is linear. kept: by dropout, of
 // the rows of the tile and the keys of the block.
 template <class A, int VECS, class Exp, class Score, class Kept, class Emit>
-void differences(const Cells<A>& c, const Score* scores, const A* s, const A* dp, const Kept& kept,
+void differences(const Cells<A>& c, const Score* scores, A* s, const A* dp, const Kept& kept,
                  Emit emit) {
   const Task& task = c.task;
+  if constexpr (Score::SPARSE)
+    CappedProducts<A>(task.p).cap((c.last - c.first) * VECS * Lanes<A>::COUNT, s);
   const int i0 = task.query(c.first), i1 = task.query(c.last - 1) + 1;
   if (full_without_mask(scores, task.group, i0, i1, c.j, c.j + VECS * Lanes<A>::COUNT))
     differences_in<A, VECS, Exp, true>(c, scores, s, dp, kept, emit);

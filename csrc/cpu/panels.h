@@ -147,6 +147,7 @@ class Panels {
     A* const o = o_ + int64_t(row) * p.Dv;
     Gemm<A, VECS>::scores(keys, p.D, sum_run(p, p.D), k_ + int64_t(from - j0) * p.D,
                           q_ + int64_t(row) * p.D, s_);
+    if constexpr (Score::SPARSE) CappedProducts<A>(p).cap(keys * WIDTH, s_);
     if (!Score::LINEAR || !full(scores, task.group, i0, i1, from, from + keys))
       apply_score(task, scores, row, WIDTH, from, keys, s_);
     update_softmax(keys, WIDTH, log2_unit<A, Score>(p), odd_count_ > 0, s_, max_ + row, sum_ + row,

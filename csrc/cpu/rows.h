@@ -91,6 +91,8 @@ class FewRows {
   void softmax(const Task& task, const Score& score, int r, int j0, int keys) {
     const A unit = log2_unit<A, Score>(task.p);
     A* const s = s_ + r * BLOCK_KV;
+    if constexpr (Score::SPARSE)
+      CappedProducts<A>(task.p).cap((keys + L::COUNT - 1) / L::COUNT * L::COUNT, s);
     Float top = L::all(-INFINITY), sum = L::all(0);
     for (int j = 0; j < keys; j += L::COUNT) {
       const int n = keys - j;

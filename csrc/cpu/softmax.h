@@ -4,6 +4,7 @@
 // scale of a linear policy costs nothing.
 #pragma once
 #include "csrc/cpu/attention_fwd.h"
+#include "csrc/cpu/capped_products.h"
 #include "csrc/cpu/mask.h"
 #include "csrc/cpu/simd.h"
 #include "csrc/cpu/transpose.h"

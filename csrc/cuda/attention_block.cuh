@@ -68,6 +68,8 @@ template <class Score>
 __device__ __forceinline__ float full_logit(const Score& score, float x, int i, int j) {
   if constexpr (Score::LINEAR) {
     return x;
+  } else if constexpr (Score::SPARSE) {
+    return score.template score<OneLane<float>>(x, i, j, 1);
   } else {
     Score without_mask = score;  // a policy with a mask calls no tile full: spare the question
     if (!score.forgets()) without_mask.mask.data = nullptr;

@@ -45,6 +45,7 @@ struct BwdPass {
   static constexpr Pass PASS = Tile::PASS;
   static constexpr bool KEYS = owns_keys(PASS);
   static constexpr bool SUMS_A = PASS != Pass::V, SUMS_B = PASS == Pass::V || PASS == Pass::KV;
+  static constexpr bool SHARES = !Score::LINEAR && !Score::SPARSE;
   // What plain tiles save is little beside products on FMA units, or the logits of General.
   static constexpr bool TELLS_PLAIN = Score::LINEAR && sizeof(T) == 2;
   static constexpr int STEP = Tile::STEP, STAGES = Tile::STAGES, THREADS = Tile::THREADS;
@@ -171,7 +172,7 @@ struct BwdPass {
                                             kept >> (r * COLS + c) & 1, seen >> (r * COLS + c) & 1);
         engine.at(x, r, c) = g.weight;
         engine.at(d, r, c) = g.product;
-        if constexpr (PASS == Pass::Q && !Score::LINEAR)
+        if constexpr (PASS == Pass::Q && SHARES)
           shares[r] -= g.logit * score.template share<OneLane<float>>(i, j);
       }
     }
@@ -316,7 +317,7 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
     if constexpr (This::SUMS_B) store(p.d_v, p.d_v_stride, f.Dv, 1);
   } else {
     store(p.d_q, p.d_q_stride, f.D, 0);
-    if constexpr (!Score::LINEAR) pass.store_shares(out);
+    if constexpr (This::SHARES) pass.store_shares(out);
   }
 }
 

@@ -35,10 +35,12 @@ Status launch_topk_attention_bwd(const TopkAttentionBwdParams&, const Exec&);
 
 namespace {
 
-// Of forward and backward. Dropout costs registers: only General's kernels have it.
+// Of forward and backward. Dropout costs registers: only General's kernels have it, and those of
+// GeneralBlocks.
 ScoreId kernel_id(const AttentionParams& p) {
-  return p.dropout > 0 ? ScoreId::General : score_id(p);
+  return p.dropout > 0 && !p.blocks.visited ? ScoreId::General : score_id(p);
 }
+bool is_general(const AttentionParams& p) { return p.dropout > 0 || p.softcap != 0; }
 
 template <class Score>
 Status attention_fwd_with(const AttentionParams& p, const Exec& exec) {
@@ -61,7 +63,8 @@ Status attention_fwd(const AttentionParams& p, const Exec& exec) {
     case ScoreId::Window:
       return attention_fwd_with<Window<float>>(p, exec);
     case ScoreId::Blocks:
-      return attention_fwd_with<Blocks<float>>(p, exec);
+      return is_general(p) ? attention_fwd_with<GeneralBlocks<float>>(p, exec)
+                           : attention_fwd_with<Blocks<float>>(p, exec);
     default:
       return attention_fwd_with<General<float>>(p, exec);
   }
@@ -75,7 +78,8 @@ Status attention_bwd_passes(const AttentionBwdParams& p, const Exec& exec) {
     case ScoreId::Window:
       return launch_attention_bwd<T, Window<float>>(p, exec);
     case ScoreId::Blocks:
-      return launch_attention_bwd<T, Blocks<float>>(p, exec);
+      return is_general(p.fwd) ? launch_attention_bwd<T, GeneralBlocks<float>>(p, exec)
+                               : launch_attention_bwd<T, Blocks<float>>(p, exec);
     default:
       return launch_attention_bwd<T, General<float>>(p, exec);
   }
@@ -164,7 +168,7 @@ Status topk_attention_bwd(const TopkAttentionBwdParams& p, const Exec& exec) {
 }
 
 constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYPES = 3,
-              NUM_SCORES = 4;
+              NUM_SCORES = 5;
 
 template <class T, int D, bool LINEAR>
 struct Passes {
@@ -199,7 +203,7 @@ struct Catalogue {
     entries[size++] = {family,      dtype,      score,         Tile::D,
                        Tile::BLOCK, Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES};
   }
-  template <class T, template <Pass> class Tile, bool LINEAR>
+  template <class T, template <Pass> class Tile, bool HAS_MASK>
   constexpr void add_bwd(const char* dtype, const char* score) {
     add_pass<Tile<Pass::Q>>("attention_bwd q", dtype, score);
     if constexpr (splits_keys_pass<T>(Tile<Pass::Q>::D)) {
@@ -208,7 +212,7 @@ struct Catalogue {
     } else {
       add_pass<Tile<Pass::KV>>("attention_bwd kv", dtype, score);
     }
-    if constexpr (!LINEAR) add_pass<Tile<Pass::MASK>>("attention_bwd mask", dtype, score);
+    if constexpr (HAS_MASK) add_pass<Tile<Pass::MASK>>("attention_bwd mask", dtype, score);
   }
   template <class Score>
   constexpr void add_score(const char* score) {
@@ -223,9 +227,10 @@ struct Catalogue {
           add_stats<StatsTile<bf16, D, LINEAR>>("bfloat16", score);
           add_stats<StatsTile<f16, D, LINEAR>>("float16", score);
         }
-        add_bwd<float, F32Passes<D>::template Tile, LINEAR>("float32", score);
-        add_bwd<bf16, Passes<bf16, D, LINEAR && !SPARSE>::template Tile, LINEAR>("bfloat16", score);
-        add_bwd<f16, Passes<f16, D, LINEAR && !SPARSE>::template Tile, LINEAR>("float16", score);
+        constexpr bool MASK = !LINEAR && !SPARSE, DENSE = LINEAR && !SPARSE;
+        add_bwd<float, F32Passes<D>::template Tile, MASK>("float32", score);
+        add_bwd<bf16, Passes<bf16, D, DENSE>::template Tile, MASK>("bfloat16", score);
+        add_bwd<f16, Passes<f16, D, DENSE>::template Tile, MASK>("float16", score);
       });
     }
   }
@@ -249,6 +254,7 @@ struct Catalogue {
     add_score<Window<float>>("window");
     add_score<General<float>>("general");
     add_score<Blocks<float>>("blocks");
+    add_score<GeneralBlocks<float>>("general blocks");
     add_lists<float>("float32");
     add_lists<bf16>("bfloat16");
     add_lists<f16>("float16");

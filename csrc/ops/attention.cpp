@@ -191,16 +191,19 @@ struct Op<READ, DO> {
 template <auto DO>
 auto sparse(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visited,
             const Tensor& full, const Tensor& visited_t, const Tensor& first_part,
-            const Tensor& bits, const OptionalTensor& sinks, int64_t block_q, int64_t block_kv,
-            double scale) {
+            const Tensor& bits, const OptionalTensor& sinks, const OptionalTensor& seed,
+            double dropout, int64_t block_q, int64_t block_kv, double scale, double softcap) {
   const BlockTensors blocks = {visited, full, visited_t, first_part, bits, block_q, block_kv};
   return DO({.op = "block_sparse_attention",
              .q = q,
              .k = k,
              .v = v,
              .sinks = sinks,
+             .seed = seed,
              .blocks = &blocks,
-             .scale = scale});
+             .dropout = dropout,
+             .scale = scale,
+             .softcap = softcap});
 }
 
 template <auto DO>

@@ -208,7 +208,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sparse(
     const Tensor& d_o, const OptionalTensor& d_lse, const Tensor& q, const Tensor& k,
     const Tensor& v, const Tensor& o, const Tensor& lse, const Tensor& visited, const Tensor& full,
     const Tensor& visited_t, const Tensor& first_part, const Tensor& bits,
-    const OptionalTensor& sinks, int64_t block_q, int64_t block_kv, double scale, int64_t wanted) {
+    const OptionalTensor& sinks, const OptionalTensor& seed, double dropout, int64_t block_q,
+    int64_t block_kv, double scale, double softcap, int64_t wanted) {
   const BlockTensors blocks = {visited, full, visited_t, first_part, bits, block_q, block_kv};
   // The results are those of the dense op without d_mask and d_alibi.
   constexpr int64_t BEFORE_MASK = (1 << D_MASK) - 1;
@@ -218,8 +219,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sparse(
                                      .k = k,
                                      .v = v,
                                      .sinks = sinks,
+                                     .seed = seed,
                                      .blocks = &blocks,
-                                     .scale = scale},
+                                     .dropout = dropout,
+                                     .scale = scale,
+                                     .softcap = softcap},
                                     {d_o, d_lse, o, lse, all});
   return {d[D_Q], d[D_K], d[D_V], d[D_SINKS]};
 }

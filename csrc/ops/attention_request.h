@@ -22,7 +22,8 @@ struct BlockTensors {
 inline const OptionalTensor NONE;
 
 // What the ops have in common. Varlen has cu_seqlens and neither mask nor batch dimensions; a block
-// mask comes without other options that change a score, and with one batch dimension.
+// mask comes without other options that change a score but a soft-cap, and with one batch
+// dimension.
 struct Arguments {
   const char* op;  // for messages
   const Tensor &q, &k, &v;

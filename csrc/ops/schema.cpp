@@ -17,7 +17,9 @@
 #define DENSE "Tensor? attn_mask, "
 #define PACKED "Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
 #define BLOCKS "Tensor visited, Tensor full, Tensor visited_t, Tensor first_part, Tensor bits, "
-#define BLOCK_OPTIONS "Tensor? sinks, int block_q, int block_kv, float scale"
+#define BLOCK_OPTIONS                                                                    \
+  "Tensor? sinks, Tensor? seed, float dropout, int block_q, int block_kv, float scale, " \
+  "float softcap"
 #define FORGETTING "Tensor sums, "
 #define FORGETTING_OPTIONS "float scale, int window_left, bool bottom_right"
 #define LISTS "Tensor indices, Tensor? sinks, float scale"

@@ -166,6 +166,7 @@ class TilePanels {
 
     for (int c = 0; c * COLUMN < rows; ++c) {
       float* const s = s_ + c * SCORE_COLUMN;
+      if constexpr (Score::SPARSE) CappedProducts<float>(p).cap(keys * COLUMN, s);
       if (!Score::LINEAR || !full(scores, task.group, i0, i1, from, from + keys))
         apply_score(task, scores, row + c * COLUMN, COLUMN, from, keys, s);
       for (int n = keys * COLUMN; n < steps * KEY_STEP * COLUMN; ++n) s[n] = -INFINITY;
