@@ -1,6 +1,7 @@
 // What the files of the CPU attention forward share: tile sizes, the task, and the end of a row.
 #pragma once
 #include <cmath>
+#include <cstring>
 
 #include "csrc/core/blocks.h"
 #include "csrc/core/kernels.h"
@@ -139,6 +140,17 @@ A finish_row(const Task& task, int row, A m, A l) {
   if (p.lse)
     static_cast<A*>(p.lse)[task.lse_offset(row)] = l == 0 ? -A(INFINITY) : m * A(LN_2) + ::log(l);
   return l == 0 ? 0 : shrink / l;
+}
+
+// Ends the rows of a task without keys.
+template <class A>
+void store_zeros(const Task& task) {
+  const AttentionParams& p = task.p;
+  const int size = size_of(p.dtype);
+  for (int r = 0; r < task.rows(); ++r) {
+    finish_row(task, r, -A(INFINITY), A(0));
+    memset(static_cast<char*>(p.o) + task.row_offset(p.o_stride, r) * size, 0, p.Dv * size);
+  }
 }
 
 }  // namespace atx::ATX_TARGET

@@ -45,11 +45,12 @@ class Panels {
 
   template <class Score>
   void attend(const Task& task, const Score* scores) {
-    load_queries(task);
     const int i1 = task.i0 + task.queries;
     const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
     const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
     const int last = end(task.seq.sk);
+    if (last == 0) return store_zeros<A>(task);
+    load_queries(task);
     for (int j = next(0), j1; j < last; j = next(j1)) {
       const int j0 = align_key(j);
       j1 = end(j0 / BLOCK_KV * BLOCK_KV + BLOCK_KV);

@@ -23,6 +23,8 @@ inline Call plan(const AttentionParams& p, int task_rows, int num_threads) {
   const int group = p.Hq / p.Hkv;
   const int64_t heads = int64_t(p.B) * p.Hkv, wanted = num_threads > 1 ? 4 * num_threads : 1;
   int queries = group < task_rows ? task_rows / group : 1;
+  // Queries of one block of a mask see the same keys, or none at all.
+  if (const int block = 1 << p.blocks.log2_q; p.blocks.visited && queries > block) queries = block;
   while (queries > 1 && queries * group > SMALLEST_BLOCK_ROWS &&
          heads * ((p.Sq + queries - 1) / queries) < wanted)
     queries = (queries + 1) / 2;
