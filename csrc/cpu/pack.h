@@ -54,6 +54,26 @@ bool pack_rows(const T* from, int64_t row_stride, int rows, int cols, A* to) {
   return Lanes<A>::sum(zero) == 0;
 }
 
+// The rows where they lie, if pack_rows would change nothing; else null.
+template <class A, class T>
+const A* as_packed(const T* from, int64_t row_stride, int cols) {
+  if constexpr (sizeof(T) == sizeof(A)) return row_stride == cols ? from : nullptr;
+  return nullptr;
+}
+
+// Whether n numbers are finite.
+template <class A>
+bool all_finite(const A* from, int64_t n) {
+  using L = Lanes<A>;
+  typename L::Float zero[4] = {};
+  int64_t at = 0;
+  for (; at + 4 * L::COUNT <= n; at += 4 * L::COUNT)
+    for (int v = 0; v < 4; ++v) zero[v] += L::load(from + at + v * L::COUNT) * 0;
+  for (; at < n; at += L::COUNT)
+    zero[0] += L::load(from + at, n - at < L::COUNT ? int(n - at) : L::COUNT) * 0;
+  return L::sum((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
+}
+
 // Copies COUNT rows (the first n; zeros below them) into column block `to` [cols, width]: to[c][l]
 // = rows[l][c].
 template <class A, class T>

@@ -97,14 +97,23 @@ class Panels {
     memset(o_, 0, sizeof(A) * pad(task.rows()) * p.Dv);
   }
 
-  // Rows of values with an inf or a nan in them are taken out of the tile: a weight of 0 times such
-  // a value is nan.
+  // A tile is used where it lies if it needs no packing. Rows of values with an inf or a nan in
+  // them are taken out: a weight of 0 times such a value is nan.
   void load_tile(const Task& task, int j0, int j1) {
     const AttentionParams& p = task.p;
     with_dtype<A>(p.dtype, p.k, [&]<class T>(const T* k) {
-      pack_rows(k + task.key_offset(p.k_stride, j0), p.k_stride.row, j1 - j0, p.D, k_);
+      const T* const from = k + task.key_offset(p.k_stride, j0);
+      keys_ = as_packed<A>(from, p.k_stride.row, p.D);
+      if (keys_) return;
+      pack_rows(from, p.k_stride.row, j1 - j0, p.D, k_);
+      keys_ = k_;
     });
     odd_count_ = 0;
+    with_dtype<A>(p.dtype, p.v, [&]<class T>(const T* v) {
+      values_ = as_packed<A>(v + task.key_offset(p.v_stride, j0), p.v_stride.row, p.Dv);
+    });
+    if (values_ && all_finite(values_, int64_t(j1 - j0) * p.Dv)) return;
+    values_ = v_;
     if (load_values(task, j0, j1 - j0, v_)) return;
     for (int j = j0; j < j1; ++j) {
       if (load_values(task, j, 1, v_ + int64_t(j - j0) * p.Dv)) continue;
@@ -146,7 +155,7 @@ class Panels {
     constexpr int WIDTH = VECS * L::COUNT;
     const AttentionParams& p = task.p;
     A* const o = o_ + int64_t(row) * p.Dv;
-    Gemm<A, VECS>::scores(keys, p.D, sum_run(p, p.D), k_ + int64_t(from - j0) * p.D,
+    Gemm<A, VECS>::scores(keys, p.D, sum_run(p, p.D), keys_ + int64_t(from - j0) * p.D,
                           q_ + int64_t(row) * p.D, s_);
     if constexpr (Score::SPARSE) CappedProducts<A>(p).cap(keys * WIDTH, s_);
     if (!Score::LINEAR || !full(scores, task.group, i0, i1, from, from + keys))
@@ -154,7 +163,7 @@ class Panels {
     update_softmax(keys, WIDTH, log2_unit<A, Score>(p), odd_count_ > 0, s_, max_ + row, sum_ + row,
                    alpha_);
     if (p.dropout > 0) drop_columns(task, row, WIDTH, from, keys, s_);
-    Gemm<A, VECS>::accumulate(keys, p.Dv, v_ + int64_t(from - j0) * p.Dv, s_, alpha_, o);
+    Gemm<A, VECS>::accumulate(keys, p.Dv, values_ + int64_t(from - j0) * p.Dv, s_, alpha_, o);
     for (int n = 0; n < odd_count_; ++n)
       if (odd_[n] >= from && odd_[n] < from + keys)
         add_odd_value(task, odd_[n], s_ + (odd_[n] - from) * WIDTH, WIDTH, o);
@@ -190,6 +199,7 @@ class Panels {
   A *q_, *o_;                      // panels of rows: [D, PANEL] and [Dv, PANEL]
   A *max_, *sum_;                  // [rows]
   A *k_, *v_;                      // tile of keys: [BLOCK_KV, D] and [BLOCK_KV, Dv]
+  const A *keys_, *values_;        // the tile: there, or where it lies
   A *s_, *alpha_;                  // of one panel: [BLOCK_KV, PANEL] and [PANEL]
   A* odd_row_;                     // [Dv]
   int odd_[BLOCK_KV], odd_count_;  // keys of the tile whose values are not all finite
