@@ -36,6 +36,8 @@ class Verdict:
 def scores(inputs: dict[str, Any]) -> int:
     """How many scores the plain-Python reference materializes."""
     q, k = inputs["query"], inputs["key"]
+    if "indices" in inputs:  # the listed keys of each query, which are more than their scores
+        return q.numel() * inputs["indices"].shape[-1]
     if "cu_seqlens_q" in inputs:
         lengths = [inputs[n].diff() for n in ("cu_seqlens_q", "cu_seqlens_k")]
         return int((lengths[0].long() * lengths[1]).max()) * q.shape[1]
@@ -56,7 +58,8 @@ def _rows(inputs: dict[str, Any]) -> Tensor | None:
 def sampled(variant: Variant, rows: Tensor) -> Variant:
     """The variant, run in full but compared on some query rows only.
 
-    Its reference is then that of dense attention, under the mask that windows and blocks stand for.
+    Its reference is then that of dense attention, under the mask that windows and blocks stand for;
+    of lists their own, for these rows.
     """
 
     def fn(**inputs: Any) -> tuple[Tensor, Tensor]:
@@ -64,6 +67,9 @@ def sampled(variant: Variant, rows: Tensor) -> Variant:
         return o.cpu()[..., rows, :], lse.cpu()[..., rows]
 
     def reference(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
+        if "indices" in options:
+            lists = options.pop("indices")[..., rows, :]
+            return variant.reference(query[..., rows, :], key, value, lists, **options)
         positions = {"is_causal": False, "window_size": (-1, -1), "causal_align": "top_left"}
         positions |= {n: options.pop(n) for n in list(options) if n in positions}
         keep = keep_mask(query.shape[-2], key.shape[-2], **positions)[rows]

@@ -66,6 +66,8 @@ def sdpa(inputs: Inputs) -> Call | None:
         return None
     if "kernel_size" in inputs:
         return _of_images(inputs)
+    if "indices" in inputs:
+        return _of_lists(inputs)
     mask = _mask(inputs)
     options = {
         "attn_mask": mask,
@@ -86,6 +88,32 @@ def _of_images(inputs: Inputs) -> Call | None:
     rest = {n: x for n, x in inputs.items() if n in ("scale", "enable_gqa")}
     call = sdpa(flat | rest | {"attn_mask": keep.to(inputs["query"].device)})
     return lambda: call().unflatten(-2, size)
+
+
+def _of_lists(inputs: Inputs) -> Call | None:
+    """SDPA of each query, the heads of a group as its rows, with the keys gathered for it."""
+    q, k, v, lists = (inputs[n] for n in ("query", "key", "value", "indices"))
+    if (lists < 0).any():
+        return None
+    batch, heads = q.shape[0], max(k.shape[1], lists.shape[1])
+    k, v, lists = (
+        x.expand(batch, *x.shape[1:]).repeat_interleave(heads // x.shape[1], 1)
+        for x in (k, v, lists.long())
+    )
+    rows = lists.flatten(-2)[..., None]
+    queries = q.unflatten(1, (heads, -1)).transpose(2, 3).flatten(0, 1)
+
+    def call() -> Tensor:
+        gathered = (
+            x.gather(-2, rows.expand(*rows.shape[:-1], x.shape[-1]))
+            .unflatten(-2, lists.shape[-2:])
+            .flatten(0, 1)
+            for x in (k, v)
+        )
+        o = scaled_dot_product_attention(queries, *gathered, scale=inputs.get("scale"))
+        return o.unflatten(0, (batch, heads)).transpose(2, 3).flatten(1, 2)
+
+    return call
 
 
 def sdpa_packed(inputs: Inputs) -> Call | None:

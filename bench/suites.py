@@ -11,6 +11,7 @@ from attn_ext.block_mask import BlockMask
 from attn_ext.variants.cases import AttentionCase, VarlenCase
 from attn_ext.variants.local_attention import LocalCase
 from attn_ext.variants.neighborhood_attention import NeighborhoodCase
+from attn_ext.variants.topk_attention import TopkCase
 
 from .block_masks import MaskCase, documents, prefix, random_blocks
 
@@ -27,7 +28,7 @@ class BenchCase:
     fast as `against` it should be, one for each of the dtypes.
     """
 
-    case: AttentionCase | NeighborhoodCase
+    case: AttentionCase | NeighborhoodCase | TopkCase
     dtypes: tuple[torch.dtype, ...] = (FP32, BF16)
     variant: str = "attention"
     cold: bool = False
@@ -53,6 +54,9 @@ class BenchCase:
             kernel, c = "{}x{}".format(*c.kernel_size), c.tensors
             words = [f"B{c.b}", _pair("H", c.hq, c.hkv), f"{self.case.height}x{self.case.width}"]
             words.append(f"kernel {kernel}")
+        elif isinstance(c, TopkCase):
+            keys, c = c.keys, c.call
+            words = [f"B{c.b}", _pair("H", c.hq, c.hkv), _pair("S", c.sq, c.sk), f"top {keys}"]
         else:
             words = [f"B{c.b}", _pair("H", c.hq, c.hkv), _pair("S", c.sq, c.sk)]
         words.append(_pair("D", c.d, c.dv))
@@ -137,6 +141,12 @@ def _masked(label: str, build: Callable[[int], BlockMask]) -> BenchCase:
 def _local(s: int, window: tuple[int, int]) -> BenchCase:
     shape = LocalCase(b=1, hq=8, hkv=8, sq=s, sk=s, window=window)
     return BenchCase(shape, variant="local_attention", dense=True)
+
+
+def _listed(s: int, keys: int, hkv: int, work: str = "forward") -> BenchCase:
+    """Self attention of 8 heads, of each query to a list of keys at random."""
+    shape = TopkCase(AttentionCase(b=1, hq=8, hkv=hkv, sq=s, sk=s), keys=keys, padding=0.0)
+    return BenchCase(shape, variant="topk_attention", dense=True, work=work)
 
 
 def _image(side: int, kernel: int) -> BenchCase:
@@ -229,12 +239,14 @@ SUITES: dict[str, Suite] = {
         (_packed(_RAGGED), _packed((512,) * 4), _packed((32,) * 64)),
     ),
     "sparse": Suite(
-        "masks by blocks, windows and images: what they save of dense attention's time",
+        "masks by blocks, windows, lists and images: what they save of dense attention's time",
         (
             *(_masked(f"{p}% of blocks", partial(random_blocks, p)) for p in (2, 5, 10, 25, 50)),
             _masked("10 documents", documents),
             _masked("prefix", prefix),
             _local(8192, (256, 0)),
+            *(_listed(1024, 128, hkv) for hkv in (8, 1)),
+            _listed(512, 64, 8, "backward"),
             _image(32, 7),
         ),
         seconds=60,

@@ -20,6 +20,7 @@ from attn_ext.variants.cases import AttentionCase, VarlenCase
 from attn_ext.variants.local_attention import LocalCase
 from attn_ext.variants.neighborhood_attention import NeighborhoodCase
 from attn_ext.variants.record import Cost
+from attn_ext.variants.topk_attention import TopkCase
 
 block_masks, ceilings, correctness, machine, measure, memory = map(
     bench_module, ("block_masks", "ceilings", "correctness", "machine", "measure", "memory")
@@ -168,6 +169,7 @@ SPARSE_CASES = {
     "neighborhood_attention": NeighborhoodCase(
         6, 9, AttentionCase(hq=4, hkv=2, d=16, dv=16), kernel_size=(3, 5)
     ),
+    "topk_attention": TopkCase(AttentionCase(), padding=0.0),
 }
 
 
@@ -236,11 +238,13 @@ def test_large_calls_are_checked_on_some_rows(case, cpu_backend, monkeypatch):
     assert verdict.rows == 10
 
 
-@pytest.mark.parametrize("name", ["block_sparse_attention", "local_attention"])
+@pytest.mark.parametrize("name", ["block_sparse_attention", "local_attention", "topk_attention"])
 def test_large_sparse_calls_are_checked_on_some_rows(name, cpu_backend, monkeypatch):
     monkeypatch.setattr(peers, "flex", lambda inputs: None)
     case, variant = SPARSE_CASES[name], VARIANTS[name]
-    monkeypatch.setattr(correctness, "MAX_REFERENCE_SCORES", case.b * case.hq * 10 * case.sk)
+    inputs = case.inputs(torch.float32)
+    per_row = correctness.scores(inputs) // inputs["query"].shape[-2]
+    monkeypatch.setattr(correctness, "MAX_REFERENCE_SCORES", 10 * per_row)
     verdict = correctness.verify(variant, case, torch.float32, cpu_backend)
     assert verdict.ok and verdict.rows == 10, verdict.message
 
@@ -307,12 +311,13 @@ def test_bench_compares_sparse_calls_with_dense_attention(tmp_path, monkeypatch)
         suites.BenchCase(case, (torch.float32,), name, dense=True)
         for name, case in SPARSE_CASES.items()
     )
-    monkeypatch.setitem(suites.SUITES, "sparse", suites.Suite("three", cases, rounds=3))
+    monkeypatch.setitem(suites.SUITES, "sparse", suites.Suite("all", cases, rounds=3))
     monkeypatch.setattr(peers.shutil, "which", lambda name: None)  # no FlexAttention
     args = ["bench", "--suite", "sparse", "--json", str(tmp_path / "r.json")]
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 0, result.output
     assert "vs dense" in result.output and "B2 H4:2 6x9 kernel 3x5 D16" in result.output
+    assert "B2 H4:2 S37:53 top 20 D64" in result.output
     results = json.loads((tmp_path / "r.json").read_text())["results"]
     assert all(len(r["seconds"]["dense"]) == 3 for r in results)
     blocks, *others = results
