@@ -40,11 +40,13 @@ class MaskCells {
   void load(const AttentionBwdParams& p, const Task& task) {
     for (int r = 0, i = task.i0; r < task.rows(); ++i)
       for (int g = 0; g < task.group; ++g, ++r) rows_[r] = find(p, task, i, g);
+    cell_ = size_of(p.d_mask_dtype);
   }
-  // Ahead of add(): the cells of a row and of keys j ... j + COUNT - 1. In a sum over heads half
-  // the gradient's time was the wait for them.
-  ATX_HD void prefetch(int row, int j) const {
-    __builtin_prefetch(rows_[row].cells + j * sizeof(A), 1, 2);
+  // Ahead of add(), as fetch_mask does: cells of rows from `row` on, of keys [j, j + keys).
+  ATX_HD void fetch(int row, int rows, int j, int keys) const {
+    for (int r = row; r < row + rows; ++r)
+      for (int n = 0; n < keys * cell_; n += CACHE_LINE)
+        __builtin_prefetch(rows_[r].cells + int64_t(j) * cell_ + n, 1, 2);
   }
   // Adds the rows of a tile: panels [first, last) of dy, each [rows, width].
   void add(const AttentionBwdParams& p, const KeyBlock<A>& keys, int rows, int first, int last,
@@ -91,6 +93,7 @@ class MaskCells {
   }
 
   Row* rows_;  // of the tile
+  int cell_;   // bytes
 };
 
 }  // namespace atx::ATX_TARGET

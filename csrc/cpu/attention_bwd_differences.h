@@ -77,16 +77,25 @@ A missing_scale(const AttentionParams& p) {
   return Score::LINEAR ? A(p.scale) : 1;
 }
 
-// Rows of a mask lie so far apart that the hardware does not see the next one coming.
-constexpr int PREFETCH_QUERIES = 8;
+constexpr int CACHE_LINE = 64;
+
+// Fetches the mask of `rows` rows from `row` on, which may lie beyond the task's, and of keys
+// [j, j + keys). The hardware does not see them coming, rows being a page or more apart; asked for
+// between the strips of a product, nobody waits for them (asked for one by one while differences
+// are formed, half of that time was the wait, 40 ms of 500 at S 2048, D 64, 8 heads on AVX2). Not a
+// tile ahead: rows that are a power of two apart share few sets of a cache.
 template <class Score>
-ATX_HD void prefetch_mask(const Score& score, int i, int j, int keys) {
+ATX_HD void fetch_mask(const Task& task, const Score* scores, int row, int rows, int j, int keys) {
   if constexpr (!Score::LINEAR) {
-    if (!score.mask.data || score.forgets()) return;
-    const int64_t size = size_of(score.mask.dtype);
-    const char* const row = static_cast<const char*>(score.mask.data) +
-                            (i * score.mask.row + j * score.mask.col) * size;
-    for (int n = 0; n < keys * size; n += 64) __builtin_prefetch(row + n);
+    if (!scores->mask.data || scores->forgets()) return;
+    const int64_t size = size_of(scores->mask.dtype);
+    for (int r = 0, i = task.query(row), g = row % task.group; r < rows; ++r) {
+      const Mask& mask = scores[g].mask;
+      const char* const at =
+          static_cast<const char*>(mask.data) + (i * mask.row + j * mask.col) * size;
+      for (int n = 0; n < keys * size; n += CACHE_LINE) __builtin_prefetch(at + n, 0, 2);
+      if (++g == task.group) g = 0, ++i;
+    }
   }
 }
 
@@ -111,12 +120,35 @@ struct Cells {
   int block;  // the first key of the block
 };
 
-// IN_WINDOW: only a mask can keep a row from a key.
-template <class A, int VECS, class Exp, bool IN_WINDOW, class Score, class Kept, class Emit>
+// General where a logit is scale * s + mask, of the accumulation's type and contiguous, in the
+// window: what biases are. Every test of another option is one per vector.
+template <class A>
+struct Biased : General<A> {
+  using General<A>::mask;
+  using General<A>::scale;
+  explicit ATX_HD Biased(const General<A>& score) : General<A>(score) {}
+  static bool serves(const AttentionParams& p) {
+    return p.mask.data && p.mask.dtype == (sizeof(A) == 8 ? DType::f64 : DType::f32) &&
+           p.mask.col == 1 && p.softcap == 0 && !p.alibi_slopes.data && !p.forgetting.sums;
+  }
+  template <class L>
+  ATX_HD typename L::Float score(typename L::Float s, int i, int j, int) const {
+    return L::add_bias(s * scale, L::load(static_cast<const A*>(mask.data) + i * mask.row + j));
+  }
+  template <class L>
+  ATX_HD typename L::Float derivative(typename L::Float) const {
+    return L::all(scale);
+  }
+};
+
+// IN_WINDOW: only a mask can keep a row from a key. Policy: scores as what is to be read of them.
+template <class A, int VECS, class Exp, bool IN_WINDOW, class Policy, class Score, class Kept,
+          class Emit>
 void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A* dp,
-                    const Kept& kept_bits, Emit emit) {
+                    const Kept kept_bits, Emit emit) {
   using L = Lanes<A>;
   using Float = typename L::Float;
+  constexpr bool BIASED = __is_same(Policy, Biased<A>);
   const Task& task = c.task;
   const A unit = log2_unit<A, Score>(task.p);
   const bool drop = task.p.dropout > 0;
@@ -125,9 +157,8 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
   const Float none = L::all(0);
   const RowStatistics<A> rows = c.rows;  // its own copy, too
   for (int r = c.first, i = task.query(r), g = r % task.group; r < c.last; ++r) {
-    const Score score = scores[g];  // its own copy: no store below can change it
+    const Policy score(scores[g]);  // its own copy: no store below can change it
     const auto& window = without_mask(score);
-    prefetch_mask(score, i + PREFETCH_QUERIES, c.j, BWD_PANEL<A>);
     const Float log2_sum = L::all(rows.log2_sum[r]), delta = L::all(rows.delta[r]);
     const bool alive = rows.alive[r];
 #pragma GCC unroll 4
@@ -140,11 +171,11 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
       const int n = IN_WINDOW ? L::COUNT : c.end - j;
       const Float product = L::load(s + at);
       Float y = product, weight_gradient = L::load(dp + at);
-      if constexpr (!Score::LINEAR) y = score.template score<L>(product, i, j, n);
+      if constexpr (!Policy::LINEAR) y = score.template score<L>(product, i, j, n);
       if (drop) weight_gradient = kept_bits.kept(r, j - c.block, weight_gradient * kept);
       Float weight = Exp::of(y * unit - log2_sum);
       Float dy = weight * (weight_gradient - delta), dx = dy;
-      if constexpr (!Score::LINEAR) dx *= score.template derivative<L>(product);
+      if constexpr (!Policy::LINEAR) dx *= score.template derivative<L>(product);
       if constexpr (Score::SPARSE)
         if (capped.outer != 0) dx *= capped.slope(product);
       if (drop) weight = kept_bits.kept(r, j - c.block, weight * kept);
@@ -153,8 +184,8 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
         dy = L::select(seen, dy, none), dx = L::select(seen, dx, none);
       };
       if constexpr (!IN_WINDOW) keep(window.template keep<L>(i, j, n));
-      if constexpr (!Score::LINEAR) {
-        if (score.mask.data && score.mask.dtype != DType::boolean)
+      if constexpr (!Policy::LINEAR) {
+        if (BIASED || (score.mask.data && score.mask.dtype != DType::boolean))
           keep({y != -A(INFINITY)});
         else if (score.mask.data)
           keep(L::load_bool(score.mask, i, j, n));
@@ -175,10 +206,12 @@ void differences(const Cells<A>& c, const Score* scores, A* s, const A* dp, cons
   if constexpr (Score::SPARSE)
     CappedProducts<A>(task.p).cap((c.last - c.first) * VECS * Lanes<A>::COUNT, s);
   const int i0 = task.query(c.first), i1 = task.query(c.last - 1) + 1;
-  if (full_without_mask(scores, task.group, i0, i1, c.j, c.j + VECS * Lanes<A>::COUNT))
-    differences_in<A, VECS, Exp, true>(c, scores, s, dp, kept, emit);
-  else
-    differences_in<A, VECS, Exp, false>(c, scores, s, dp, kept, emit);
+  if (!full_without_mask(scores, task.group, i0, i1, c.j, c.j + VECS * Lanes<A>::COUNT))
+    return differences_in<A, VECS, Exp, false, Score>(c, scores, s, dp, kept, emit);
+  if constexpr (!Score::LINEAR)
+    if (Biased<A>::serves(task.p))
+      return differences_in<A, VECS, Exp, true, Biased<A>>(c, scores, s, dp, kept, emit);
+  differences_in<A, VECS, Exp, true, Score>(c, scores, s, dp, kept, emit);
 }
 
 }  // namespace atx::ATX_TARGET

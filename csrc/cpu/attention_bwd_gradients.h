@@ -77,14 +77,16 @@ class Gradients {
       int first_row, last_row;
       panels_.rows_of(task, scores, n, &first_row, &last_row);
       const int j = panels_.j0 + n * PANEL;
-      products_.panel(t, scores, task, n, first_row, last_row, [&](int r, int v, Float dy) {
+      const auto add_share = [&task, scores, j, shares = has_shares(t) ? shares_ : nullptr](
+                                 int r, int v, Float dy) {
         if constexpr (!Score::LINEAR) {
-          if (!has_shares(t)) return;
-          A* const sum = shares_ + r * L::COUNT;
+          if (!shares) return;
+          A* const sum = shares + r * L::COUNT;
           const Float share = scores->template share<L>(task.query(r), j + v * L::COUNT);
           L::store(sum, L::load(sum) + dy * share);
         }
-      });
+      };
+      products_.panel(t, scores, task, n, first_row, last_row, add_share);
     }
     products_.finish_tile(t, scores, task, first, last);
     if (has_shares(t))

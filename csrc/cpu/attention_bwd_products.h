@@ -75,14 +75,14 @@ class Products {
     if (writes_mask_) clear_rest(dy);
     if (first >= last) return;
 
-    const int j = keys().j0 + n * PANEL;
-    const auto emit = [&](int r, int v, Float weight, Float y, Float x) {
+    // By value: no store can change what it holds.
+    const auto emit = [also, dx, weights = weights_, cells = writes_mask_ ? dy : nullptr](
+                          int r, int v, Float weight, Float y, Float x) {
       const int at = (r * VECS + v) * L::COUNT;
-      L::store(weights_ + at, weight);
+      L::store(weights + at, weight);
       L::store(dx + at, x);
-      if constexpr (!Score::LINEAR) {
-        if (writes_mask_) cells_.prefetch(r, j + v * L::COUNT), L::store(dy + at, y);
-      }
+      if constexpr (!Score::LINEAR)
+        if (cells) L::store(cells + at, y);
       also(r, v, y);
     };
     differences_.template compute<VECS>(task, scores, n, first, last, weights_, dx, emit);
@@ -99,8 +99,8 @@ class Products {
   // What all panels [first, last) of the block add.
   template <class Score>
   void finish_tile(const BwdTask& t, const Score* scores, const Task& task, int first, int last) {
-    if (writes_mask_) cells_.add(t.p, keys(), task.rows(), first, last, dy_, panel_size_);
     if (t.of_queries && t.p.d_q) multiply_keys<PANEL_VECS>(t, scores, task, 0);
+    if (writes_mask_) cells_.add(t.p, keys(), task.rows(), first, last, dy_, panel_size_);
   }
 
   void store_queries(const BwdTask& t) const {
@@ -156,12 +156,19 @@ class Products {
         const int first = keys().panels().first(scores, task.group, i, n);
         const int last = keys().panels().last(scores, task.group, i, n);
         if (first >= last) return;
+        if (!Score::LINEAR && writes_mask_) fetch_cells(r, ROWS, first, last, column, WIDTH);
         A* const to = dq(t, task.i0) + r * dq_stride_ + column;
         keys().finite ? add_strip<ROWS, VECS>(r, first, last, t.p.fwd.D, column, to)
                       : add_attended<ROWS, VECS>(r, first, last, t.p.fwd.D, column, to);
       });
     if constexpr (VECS > 1)
       if (column < dq_stride_) multiply_keys<VECS - 1>(t, scores, task, column);
+  }
+  // The cells that finish_tile adds to next: each column of strips fetches its share of the keys.
+  ATX_HD void fetch_cells(int row, int rows, int first, int last, int column, int width) {
+    const int seen = (last - first) * PANEL, from = seen * column / dq_stride_;
+    const int to = seen * (column + width) / dq_stride_;
+    cells_.fetch(row, rows, keys().j0 + first * PANEL + from, to - from);
   }
   template <int ROWS, int VECS>
   void add_strip(int row, int first, int last, int D, int column, A* to) {

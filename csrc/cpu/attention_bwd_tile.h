@@ -133,13 +133,16 @@ class Differences {
                Emit emit) {
     const AttentionParams& p = task.p;
     constexpr int WIDTH = VECS * L::COUNT;
-    const int run_k = sum_run(p, p.D), run_v = sum_run(p, p.Dv);
+    const int run_k = sum_run(p, p.D), run_v = sum_run(p, p.Dv), j = keys.j0 + panel * PANEL;
+    // Inline, for g++ takes a function that only prefetches for one that does nothing.
+    const auto fetch = [&](int r, int n) __attribute__((always_inline)) {
+      fetch_mask(task, scores, first + r, n, j, WIDTH);
+    };
     Gemm<A, VECS>::scores(last - first, p.D, run_k, rows.q + int64_t(first) * p.D,
-                          keys.k_t + int64_t(panel) * PANEL * p.D, s + first * WIDTH);
+                          keys.k_t + int64_t(panel) * PANEL * p.D, s + first * WIDTH, fetch);
     Gemm<A, VECS>::scores(last - first, p.Dv, run_v, rows.d_o + int64_t(first) * p.Dv,
                           keys.v_t + int64_t(panel) * PANEL * p.Dv, dp + first * WIDTH);
-    const Cells<A> cells = {
-        task, rows.statistics, first, last, keys.j0 + panel * PANEL, keys.j0 + keys.keys, keys.j0};
+    const Cells<A> cells = {task, rows.statistics, first, last, j, keys.j0 + keys.keys, keys.j0};
     differences<A, VECS, Exponential<A>>(cells, scores, s + first * WIDTH, dp + first * WIDTH,
                                          kept_, emit);
   }

@@ -66,6 +66,10 @@ ATX_HD void by_strips(int n, F f) {
   rest_of_strips<STRIP_ROWS - 1>(r, n - r, f);
 }
 
+struct NoFetch {
+  ATX_HD void operator()(int, int) const {}
+};
+
 template <class A, int VECS>
 struct Gemm {
   using L = Lanes<A>;
@@ -78,10 +82,17 @@ struct Gemm {
   // heads, S 1024, D 64 and 128): 4.2e-7 and 1.53e-8 with runs of 32, 3.5e-7 and 1.48e-8 with 24,
   // 4.1e-7 and 1.47e-8 with 22, 3.8e-7 and 1.45e-8 with 16; 16 further draws with 24: 3.1e-7. Runs
   // of 24 cost nothing on AVX2 and 1 to 2 % on AVX-512, runs of 16 2 to 3 %.
-  static void scores(int keys, int depth, int run, const A* k, const A* qt, A* s) {
+  // fetch(j, n): called ahead of the strip of keys j ... j + n - 1, to ask for what is needed
+  // later.
+  template <class Fetch = NoFetch>
+  static void scores(int keys, int depth, int run, const A* k, const A* qt, A* s,
+                     const Fetch& fetch = {}) {
     int j = 0;
-    for (; j + STRIP_ROWS <= keys; j += STRIP_ROWS)
+    for (; j + STRIP_ROWS <= keys; j += STRIP_ROWS) {
+      fetch(j, STRIP_ROWS);
       score_strip<STRIP_ROWS>(depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
+    }
+    if (j < keys) fetch(j, keys - j);
     score_rest<STRIP_ROWS - 1>(keys - j, depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
   }
 

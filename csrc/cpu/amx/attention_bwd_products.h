@@ -263,6 +263,7 @@ class TileProducts {
     T *const weights = weights_, *const dx = dx_of(row, n);
     const float weight_unit = weight_unit_, unit = unit_;
     if (last - first < STRIP) clear(weights_, PANEL_STEPS), clear(dx, STEPS);
+    fetch_mask(task, scores, row + STRIP, STRIP, j0_ + at, PANEL);
     const Cells<float> cells = {task, statistics_, first, last, j0_ + at, j1_, j0_};
     const int skip = (first - row) * PANEL;
     Float first_weights, first_dx;  // of the two vectors of a row of a tile
