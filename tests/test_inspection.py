@@ -16,6 +16,7 @@ from attn_ext.inspection import (
     Resources,
     compile_kernel,
     count,
+    count_ptx,
     label,
     launches,
     main_loop,
@@ -25,6 +26,7 @@ from attn_ext.inspection import (
 from attn_ext.inspection.machine_code import disassemble, disassembler
 from attn_ext.inspection.registers import read_report
 from attn_ext.inspection.requests import summarize
+from attn_ext.testing.ptx import ptx_available
 from attn_ext.testing.simt import Counter
 
 A100, A10, L4, H100 = GPUS
@@ -196,6 +198,22 @@ def test_main_loops_as_the_emulator_counts_them(family, head_dim):
         primitives = [c for c in found.lines if "(in" not in c.place and c.bytes == 16]
         assert all(c.ratio == 1 for c in primitives), primitives
         assert primitives or not found.multiplies
+
+
+@pytest.mark.nvcc
+@pytest.mark.skipif(ptx_available() is not None, reason=str(ptx_available()))
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("family", ["attention_fwd", "attention_bwd", "attention_stats"])
+def test_the_ptx_asks_for_what_the_source_says(family, head_dim):
+    """Two machines that share no code count the same: the emulator the source, ptxrun the PTX."""
+    problem = Problem(family, head_dim=head_dim, seq=128)
+    counters, of_ptx = count(problem), count_ptx(problem)
+    for launch in launches(problem, "hooks"):
+        ours, theirs = (summarize(problem, launch.kernel, c) for c in (counters, of_ptx))
+        for what in ("multiplies", "bytes_read", "bytes_written"):
+            assert getattr(ours, what) == getattr(theirs, what), (label(launch.kernel), what)
+        primitives = [c for c in theirs.lines if "simt_gpu.h" in c.place]  # cp.async, ldmatrix
+        assert all(c.ratio == 1 for c in primitives), primitives
 
 
 @pytest.mark.slow

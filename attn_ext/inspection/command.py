@@ -18,8 +18,10 @@ from attn_ext.inspection.machine_code import (
 from attn_ext.inspection.names import label
 from attn_ext.inspection.occupancy import GPUS, occupancy
 from attn_ext.inspection.problems import FAMILIES, SCORES, Problem
+from attn_ext.inspection.ptx_requests import count_ptx
 from attn_ext.inspection.registers import ARCHITECTURES, nvcc_version, read_table
 from attn_ext.inspection.requests import Launch, Summary, count, launches, summarize
+from attn_ext.testing.ptx import ptx_available
 
 DTYPES = ("bfloat16", "float16", "float32")
 MOST_LINES = 12
@@ -39,14 +41,20 @@ report = bench_module("report")
     show_default=True,
     help="Queries and keys of the call that is counted.",
 )
-@click.option("--counters/--no-counters", default=True, help="Run the call in the emulator.")
-def inspect(family: str, dtype: str, head_dim: int, score: str, seq: int, counters: bool) -> None:
+@click.option(
+    "--requests",
+    type=click.Choice(["emulator", "ptx", "none"]),
+    default="emulator",
+    show_default=True,
+    help="Who runs the call and counts: the emulator the source, ptxrun what nvcc made of it.",
+)
+def inspect(family: str, dtype: str, head_dim: int, score: str, seq: int, requests: str) -> None:
     """Show what is known of the CUDA kernels of FAMILY without a GPU.
 
     \b
     - registers, shared memory and occupancy of each architecture
     - the instructions of the main loop (needs nvcc and nvdisasm)
-    - what warps ask of memory and of the tensor cores, as the emulator counts it
+    - what warps ask of memory and of the tensor cores, counted
 
     The first use builds the emulator, for minutes. Nothing here is a time.
     """
@@ -56,15 +64,17 @@ def inspect(family: str, dtype: str, head_dim: int, score: str, seq: int, counte
         raise click.UsageError(reason)
     console = report.stdout()
     console.print(_conditions())
-    counted = count(problem) if counters else []
-    for launch in launches(problem, "hooks" if counters else "plain"):
+    if requests == "ptx" and (missing := ptx_available()) is not None:
+        raise click.UsageError(missing)
+    counted = {"emulator": count, "ptx": count_ptx, "none": lambda problem: []}[requests](problem)
+    for launch in launches(problem, "hooks" if requests == "emulator" else "plain"):
         console.print(f"\n[bold]{escape(label(launch.kernel))}[/]")
         console.print(
             f"{launch.grid} blocks of {launch.threads} threads,"
             f" {launch.shared_bytes / 1024:.1f} KiB of shared memory each, at S {seq}"
         )
         _resources(console, launch)
-        if counters:
+        if requests != "none":
             _requests(console, launch, summarize(problem, launch.kernel, counted))
 
 
@@ -122,7 +132,7 @@ def _mixes(console: Console, loops: dict[str, Loop]) -> None:
 
 def _requests(console: Console, launch: Launch, summary: Summary) -> None:
     columns = ("line", "space", "access", "bytes a thread", "requests", "units", "of the least")
-    made = report.table("Requests of warps, counted by the emulator", *columns, left=3)
+    made = report.table("Requests of warps", *columns, left=3)
     for c in summary.lines[:MOST_LINES]:
         numbers = (str(c.bytes), str(c.requests), str(c.units), f"{c.ratio:.2f}")
         made.add_row(escape(c.place), c.space, c.verb, *numbers)

@@ -49,6 +49,18 @@ def compile_kernel(kernel: str, arch: str) -> tuple[Path, Resources]:
         kernel: its name, as the emulator's build mangles it.
         arch: as in "sm_80".
     """
+    cubin, report = _compile(kernel, [*NVCC_FLAGS, *code_flags(arch)], "cubin")
+    return cubin, read_report(report)[kernel]
+
+
+def generate_ptx(kernel: str, arch: str) -> str:
+    """Return the PTX that nvcc makes of one kernel; arguments as for `compile_kernel`."""
+    path, _ = _compile(kernel, ["-std=c++20", "-lineinfo", f"-arch={arch}"], "ptx")
+    return path.read_text()
+
+
+def _compile(kernel: str, flags: list[str], form: str) -> tuple[Path, str]:
+    """Return the kernel in a form of nvcc's, and what nvcc said."""
     source = _defining_file(kernel)
     # The emulator's namespace, so that names agree; blocks.h has the policy that needs its own.
     lines = ["<cmath>", "<cstdint>", "<cstring>", "<new>"]
@@ -57,17 +69,17 @@ def compile_kernel(kernel: str, arch: str) -> tuple[Path, Resources]:
     if source.suffix == ".cuh":
         function, _, parameter = demangle(kernel).rpartition("(")
         text += f"template __global__ {function}(const __grid_constant__ {parameter};\n"
-    flags = [*NVCC_FLAGS, *code_flags(arch), "-cubin", f"-I{source_root()}"]
+    flags = [*flags, f"-{form}", f"-I{source_root()}"]
     headers = headers_digest(*kernel_folders([source]))
     key = digest(compiler_version("nvcc"), *flags, headers, text)
-    wrapper = cache_folder() / "cubin" / f"{key}.cu"
-    cubin, report = wrapper.with_suffix(".cubin"), wrapper.with_suffix(".txt")
+    wrapper = cache_folder() / form / f"{key}.cu"
+    target, report = wrapper.with_suffix(f".{form}"), wrapper.with_suffix(".txt")
     with building():
         if not report.exists():
             wrapper.parent.mkdir(exist_ok=True)
             wrapper.write_text(text)
-            report.write_text(keep(cubin, ["nvcc", *flags, str(wrapper)]))
-    return cubin, read_report(report.read_text())[kernel]
+            report.write_text(keep(target, ["nvcc", *flags, str(wrapper)]))
+    return target, report.read_text()
 
 
 def _defining_file(kernel: str) -> Path:

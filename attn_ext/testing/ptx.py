@@ -121,7 +121,7 @@ class Replay:
     """Runs intercepted launches, and remembers what the launches of one op have written."""
 
     def __init__(self, modules: Modules, **options):
-        """Replay kernels of `modules` with `options` of ptxrun's launch."""
+        """Replay kernels that `modules.find` knows, with `options` of ptxrun's launch."""
         self._modules, self._options = modules, options
         self._table: tuple = ()
         self._tensors: dict[str, object] = {}
@@ -144,14 +144,14 @@ class Replay:
         self._launched.add(kernel)
         return self._tensors
 
-    def __call__(self, kernel, grid, block, shared_bytes, parameters, buffers) -> None:
-        """Run one launch; raise what ptxrun finds wrong."""
+    def __call__(self, kernel, grid, block, shared_bytes, parameters, buffers):
+        """Run one launch and return ptxrun's result; raise what it finds wrong."""
         import ptxrun
 
         tensors = self._wrap(kernel, buffers)
         module = self._modules.find(kernel)
         try:
-            ptxrun.replay(
+            return ptxrun.replay(
                 module,
                 kernel,
                 grid,
