@@ -12,6 +12,7 @@ from attn_ext.cli import main
 from attn_ext.inspection import (
     FAMILIES,
     GPUS,
+    SCORES,
     Problem,
     Resources,
     compile_kernel,
@@ -130,6 +131,10 @@ def test_table_has_every_kernel_that_a_problem_launches():
             found = launches(Problem(family, dtype, seq=64))
             assert found, family
             for launch in found:
+                assert label(launch.kernel) in table
+    for family in ("attention_fwd", "attention_bwd"):
+        for score in SCORES:
+            for launch in launches(Problem(family, score=score, seq=64)):
                 assert label(launch.kernel) in table
 
 

@@ -18,7 +18,11 @@ DENSE_FAMILIES = ("attention_fwd", "attention_bwd", "attention_stats")
 LISTED_FAMILIES = ("topk_attention_fwd", "topk_attention_bwd")
 FAMILIES = (*DENSE_FAMILIES, *LISTED_FAMILIES, "merge_states")
 # What each score policy is asked for with.
-SCORES = {"full": {}, "window": {"is_causal": True}, "general": {"softcap": 30.0}, "blocks": {}}
+SCORES = {
+    "full": {}, "window": {"is_causal": True}, "general": {"softcap": 30.0},
+    "blocks": {}, "general_blocks": {"softcap": 30.0},
+}  # fmt: skip
+UNDER_BLOCK_MASKS = ("blocks", "general_blocks")
 LISTED = 64  # keys per query
 
 
@@ -35,7 +39,7 @@ class Problem:
     @property
     def causal(self) -> bool:
         """Whether a query sees the keys up to its own place only."""
-        return self.score in ("window", "blocks")
+        return self.score in ("window", *UNDER_BLOCK_MASKS)
 
     @property
     def pairs(self) -> int:
@@ -46,8 +50,8 @@ class Problem:
 
     def reason(self) -> str | None:
         """Return None if there are such kernels, else why there are none."""
-        if self.family == "attention_stats" and self.score == "blocks":
-            return "attention_stats has no kernels of policy blocks"
+        if self.family == "attention_stats" and self.score in UNDER_BLOCK_MASKS:
+            return f"attention_stats has no kernels of policy {self.score}"
         if self.family not in DENSE_FAMILIES and self.score != "full":
             return f"{self.family} has no score policies"
         return None
@@ -76,6 +80,7 @@ class Problem:
         if self.family in LISTED_FAMILIES:
             lists = torch.arange(LISTED) * (self.seq // LISTED)
             return topk_attention(q, k, v, lists.expand(1, 1, self.seq, LISTED))
-        if self.score == "blocks":
-            return block_sparse_attention(q, k, v, masks.causal(self.seq, self.seq))
+        if self.score in UNDER_BLOCK_MASKS:
+            mask = masks.causal(self.seq, self.seq)
+            return block_sparse_attention(q, k, v, mask, **SCORES[self.score])
         return attention(q, k, v, **SCORES[self.score])

@@ -254,7 +254,7 @@ struct Catalogue {
     add_score<Window<float>>("window");
     add_score<General<float>>("general");
     add_score<Blocks<float>>("blocks");
-    add_score<GeneralBlocks<float>>("general blocks");
+    add_score<GeneralBlocks<float>>("general_blocks");
     add_lists<float>("float32");
     add_lists<bf16>("bfloat16");
     add_lists<f16>("float16");
