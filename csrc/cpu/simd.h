@@ -193,14 +193,14 @@ struct Lanes {
   // A nan in x is passed over: the running maximum of a row stays a number.
   static ATX_HD Float max(Float m, Float x) { return larger(x, m); }
   static ATX_HD A max(Float x) {
-    A m = x[0];
-    for (int l = 1; l < COUNT; ++l) m = x[l] > m ? x[l] : m;
-    return m;
+#pragma GCC unroll 4
+    for (int step = COUNT / 2; step > 0; step /= 2) x = larger(x, rotate(x, step));
+    return x[0];
   }
   static ATX_HD A sum(Float x) {
-    A s = x[0];
-    for (int l = 1; l < COUNT; ++l) s += x[l];
-    return s;
+#pragma GCC unroll 4
+    for (int step = COUNT / 2; step > 0; step /= 2) x += rotate(x, step);
+    return x[0];
   }
 
   // 2^x for x <= 1/2; exactly 0 from -BIAS - 1/2 down (no subnormals: they would be slow to
@@ -284,13 +284,26 @@ struct Lanes {
   }
 
  private:
+  static ATX_HD Float rotate(Float x, int by) {
+    Integer from;
+    for (int l = 0; l < COUNT; ++l) from[l] = (l + by) % COUNT;
+    return __builtin_shuffle(x, from);
+  }
   // Zero-masking with a full mask: g++ 12 warns of its own header where it is left out.
   static constexpr int ALL_LANES = (1 << COUNT) - 1;
   template <class T>
   static ATX_HD Integer widen(const T* p) {
+#if ATX_VEC_BYTES == 64
+    return (Integer)_mm512_maskz_cvtepu16_epi32(
+        ALL_LANES, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif ATX_VEC_BYTES == 32
+    // g++ 12 makes four instructions of the conversion.
+    return (Integer)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
     Narrow narrow;
     memcpy(&narrow, p, sizeof narrow);
     return __builtin_convertvector(narrow, Integer);
+#endif
   }
   struct Split {
     Float power, fraction, series;  // 2^x = power * (1 + fraction * series)
