@@ -37,14 +37,27 @@ void dot_products(int depth, int rows, const A* x, int count, const Y& y, A* s, 
     Float acc[L::COUNT];
     for (int n = 0; n < L::COUNT; ++n) acc[n] = L::all(0);
     const auto step = [&](int d, auto... rest) {
-      Float part[COLS];
+      // What is fewer waits in registers for the other side, which is read one by one.
+      if constexpr (ROWS < COLS) {
+        Float own[ROWS];
 #pragma GCC unroll 16
-      for (int n = 0; n < COLS; ++n) part[n] = L::load(row[n] + d, rest...);
+        for (int r = 0; r < ROWS; ++r) own[r] = L::load(few[r] + d, rest...);
 #pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) {
-        const Float own = L::load(few[r] + d, rest...);
+        for (int n = 0; n < COLS; ++n) {
+          const Float part = L::load(row[n] + d, rest...);
 #pragma GCC unroll 16
-        for (int n = 0; n < COLS; ++n) acc[r * COLS + n] += own * part[n];
+          for (int r = 0; r < ROWS; ++r) acc[r * COLS + n] += own[r] * part;
+        }
+      } else {
+        Float part[COLS];
+#pragma GCC unroll 16
+        for (int n = 0; n < COLS; ++n) part[n] = L::load(row[n] + d, rest...);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+          const Float own = L::load(few[r] + d, rest...);
+#pragma GCC unroll 16
+          for (int n = 0; n < COLS; ++n) acc[r * COLS + n] += own * part[n];
+        }
       }
     };
     int d = 0;

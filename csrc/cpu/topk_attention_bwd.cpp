@@ -1,8 +1,10 @@
 // The gradients of attention over listed keys (params.h has the equations). Nothing is scattered:
 //   d_q  of a query sums over its list, all heads of a group at once
 //   d_k, d_v  of a key sum over its readers, in ascending order, head by head
-// so that every number has one owner and no order but this. Weights are recomputed from lse. As
-// the forward was measured, in fp32: 9 to 10 times dense attention's time per pair.
+// so that every number has one owner and no order but this. Weights are recomputed from lse.
+// As the forward was measured (topk_attention_fwd.cpp), time per pair over that of the dense
+// backward, D 64 and 128: AVX2 f32 6.4 and 5.5 where no heads share a list, 5.4 and 4.3 where 8 do,
+// bf16 6.9 and 5.0, 5.0 and 4.4; AVX-512 f32 8.1 and 7.5, 6.0 and 5.4.
 #include "csrc/cpu/attention_bwd_rows.h"
 #include "csrc/cpu/for_tasks.h"
 #include "csrc/cpu/listed_rows.h"
@@ -122,34 +124,46 @@ class KeyGradients {
   using L = Lanes<A>;
 
  public:
+  // Keys of a task: q and d_o of one query head, from which their readers come at random, stay in
+  // the L2 cache for all of them. 8 heads of 2048 queries on one key head, f32: 1.6x of one key at
+  // a time on AVX2, D 64 and 128.
+  static constexpr int KEYS = 64;
+
   void take(Scratch& scratch, const AttentionParams& p) {
     k_ = scratch.take<A>(p.D);
     v_ = scratch.take<A>(p.Dv);
-    d_k_ = scratch.take<A>(whole_vectors<L>(p.D));
-    d_v_ = scratch.take<A>(whole_vectors<L>(p.Dv));
+    k_stride_ = whole_vectors<L>(p.D), v_stride_ = whole_vectors<L>(p.Dv);
+    d_k_ = scratch.take<A>(KEYS * k_stride_);
+    d_v_ = scratch.take<A>(KEYS * v_stride_);
     s_ = scratch.take<A>(LISTED_BLOCK);
     d_weight_ = scratch.take<A>(LISTED_BLOCK);
     log2_sum_ = scratch.take<A>(LISTED_BLOCK);
     delta_ = scratch.take<A>(LISTED_BLOCK);
   }
 
-  void compute(const TopkAttentionBwdParams& params, int b, int hk, int j) {
+  void compute(const TopkAttentionBwdParams& params, int b, int hk, int j0, int keys) {
     const AttentionBwdParams& p = params.bwd;
     const AttentionParams& f = p.fwd;
     const int group = f.Hq / f.Hkv;
-    memset(d_k_, 0, sizeof(A) * whole_vectors<L>(f.D));
-    memset(d_v_, 0, sizeof(A) * whole_vectors<L>(f.Dv));
-    HeadRows(f.dtype, f.k, f.k_stride, b, hk).load(j, f.D, k_);
-    HeadRows(f.dtype, f.v, f.v_stride, b, hk).load(j, f.Dv, v_);
-    for (int h = hk * group; h < (hk + 1) * group; ++h) add_head(params, b, h, j);
-    const auto at = [&](const Strides& s) { return row0(s, b, hk, j); };
-    if (p.d_k) store_row(f.dtype, p.d_k, at(p.d_k_stride), d_k_, f.D);
-    if (p.d_v) store_row(f.dtype, p.d_v, at(p.d_v_stride), d_v_, f.Dv);
+    const HeadRows k(f.dtype, f.k, f.k_stride, b, hk), v(f.dtype, f.v, f.v_stride, b, hk);
+    memset(d_k_, 0, sizeof(A) * keys * k_stride_);
+    memset(d_v_, 0, sizeof(A) * keys * v_stride_);
+    for (int h = hk * group; h < (hk + 1) * group; ++h)
+      for (int n = 0; n < keys; ++n) {
+        k.load(j0 + n, f.D, k_);
+        v.load(j0 + n, f.Dv, v_);
+        add_head(params, b, h, j0 + n, d_k_ + n * k_stride_, d_v_ + n * v_stride_);
+      }
+    for (int n = 0; n < keys; ++n) {
+      const auto at = [&](const Strides& s) { return row0(s, b, hk, j0 + n); };
+      if (p.d_k) store_row(f.dtype, p.d_k, at(p.d_k_stride), d_k_ + n * k_stride_, f.D);
+      if (p.d_v) store_row(f.dtype, p.d_v, at(p.d_v_stride), d_v_ + n * v_stride_, f.Dv);
+    }
   }
 
  private:
   // What the readers of one query head add.
-  void add_head(const TopkAttentionBwdParams& params, int b, int h, int j) {
+  void add_head(const TopkAttentionBwdParams& params, int b, int h, int j, A* d_k, A* d_v) {
     const AttentionBwdParams& p = params.bwd;
     const AttentionParams& f = p.fwd;
     const HeadRows q(f.dtype, f.q, f.q_stride, b, h), d_o(f.dtype, p.d_o, p.d_o_stride, b, h);
@@ -164,9 +178,9 @@ class KeyGradients {
           f, queries.count, [&](int n) { return L::load(log2_sum_ + n); },
           [&](int n) { return L::load(delta_ + n); }, s_, d_weight_);
       if (p.d_k)
-        add_listed<A>(f.dtype, 1, f.D, d_weight_, q.data, q.stride, queries, nullptr, d_k_, f.D);
+        add_listed<A>(f.dtype, 1, f.D, d_weight_, q.data, q.stride, queries, nullptr, d_k, f.D);
       if (p.d_v)
-        add_listed<A>(f.dtype, 1, f.Dv, s_, d_o.data, d_o.stride, queries, nullptr, d_v_, f.Dv);
+        add_listed<A>(f.dtype, 1, f.Dv, s_, d_o.data, d_o.stride, queries, nullptr, d_v, f.Dv);
     }
   }
 
@@ -191,7 +205,8 @@ class KeyGradients {
     return next;
   }
 
-  A *k_, *v_, *d_k_, *d_v_;                // [D], [Dv], and the same up to whole vectors
+  int k_stride_, v_stride_;                // D and Dv up to whole vectors
+  A *k_, *v_, *d_k_, *d_v_;                // [D], [Dv], [KEYS, k_stride_], [KEYS, v_stride_]
   A *s_, *d_weight_, *log2_sum_, *delta_;  // [LISTED_BLOCK]
 };
 
@@ -225,9 +240,13 @@ void run(const TopkAttentionBwdParams& params, const Exec& exec) {
       gradient.compute(params, Task{f, sequence(f, b), b, hk, f.Hq / f.Hkv, i, 1});
     });
   if (p.d_k || p.d_v)
-    each_of<KeyGradients<A>>(f, exec, f.Sk, [&](KeyGradients<A>& gradients, int b, int hk, int j) {
-      gradients.compute(params, b, hk, j);
-    });
+    each_of<KeyGradients<A>>(f, exec, (f.Sk + KeyGradients<A>::KEYS - 1) / KeyGradients<A>::KEYS,
+                             [&](KeyGradients<A>& gradients, int b, int hk, int n) {
+                               const int j0 = n * KeyGradients<A>::KEYS, rest = f.Sk - j0;
+                               gradients.compute(
+                                   params, b, hk, j0,
+                                   rest < KeyGradients<A>::KEYS ? rest : KeyGradients<A>::KEYS);
+                             });
   if (p.d_sinks)
     for_tasks(exec, heads, [&](int64_t first, int64_t last) {
       for (int64_t t = first; t < last; ++t) sum_head<A>(p, int(t / f.Hq), int(t % f.Hq));
