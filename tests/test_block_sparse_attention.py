@@ -62,6 +62,26 @@ def test_soft_cap_and_dropout_are_those_of_dense_attention(options, dtype, sq, b
     torch.testing.assert_close(*found, atol=tolerance, rtol=tolerance)
 
 
+def test_more_keys_than_stay_laid_out(cpu_backends):
+    # On tile registers 2 MB of k and v: 1024 keys of these. Some values are not finite.
+    q, k, v = (normal(1, 2, 1500, 512, dtype=torch.bfloat16, seed=n) for n in range(3))
+    v[..., 40, 3], v[..., 1300, 5] = torch.inf, torch.nan
+    blocks = torch.rand(12, 12, generator=torch.Generator().manual_seed(3)) < 0.4
+    blocks[5] = False
+    mask = BlockMask.from_blocks(blocks, seqlens=(1500, 1500), block_size=128)
+    keep = mask.to_dense()[0, 0]
+    logits = (q.double() @ k.double().mT * 512**-0.5).masked_fill(~keep, -torch.inf)
+    rows = keep.any(-1) & ~keep[:, 40] & ~keep[:, 1300]
+    expected = logits.softmax(-1)[..., rows, :] @ v.double().nan_to_num(0, 0, 0)
+    for each in cpu_backends:
+        with each.context():
+            o = block_sparse_attention(q, k, v, mask)
+        torch.testing.assert_close(o[..., rows, :].double(), expected, atol=4e-3, rtol=8e-3)
+        assert not o[..., ~keep.any(-1), :].any()
+        assert o[..., keep[:, 40], 3].isinf().all() and o[..., keep[:, 1300], 5].isnan().all()
+        assert o.isfinite().sum() == o.numel() - 2 * (keep[:, 40].sum() + keep[:, 1300].sum())
+
+
 def test_agrees_with_flex_attention_on_its_own_mask():
     def keep(b, h, i, j):
         return (i >= j) & ((i - j < 100) | (j < 10))
