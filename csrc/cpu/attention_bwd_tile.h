@@ -70,24 +70,38 @@ template <class A>
 struct RowTile {
   using L = Lanes<A>;
 
-  A *q, *d_o;  // [rows, D], [rows, Dv]; zeros where a row attends to nothing
+  const A *q, *d_o;  // [rows, D], [rows, Dv]; zeros where a row attends to nothing
   RowStatistics<A> statistics;
   bool q_finite, d_o_finite;
 
   void take(Scratch& scratch, const AttentionParams& p, int rows) {
-    q = scratch.take<A>(int64_t(rows) * p.D);
-    d_o = scratch.take<A>(int64_t(rows) * p.Dv);
+    q_copy_ = scratch.take<A>(int64_t(rows) * p.D);
+    d_o_copy_ = scratch.take<A>(int64_t(rows) * p.Dv);
     statistics.take(scratch, rows);
   }
 
   void load(const AttentionBwdParams& p, const Task& task) {
     statistics.load(p, task);
-    q_finite = load_rows(task, p.fwd.q, p.fwd.q_stride, p.fwd.D, q);
-    d_o_finite = load_rows(task, p.d_o, p.d_o_stride, p.fwd.Dv, d_o);
+    bool all_alive = true;
+    for (int r = 0; r < task.rows(); ++r) all_alive &= statistics.alive[r];
+    q = load_rows(task, p.fwd.q, p.fwd.q_stride, p.fwd.D, all_alive, q_copy_, &q_finite);
+    d_o = load_rows(task, p.d_o, p.d_o_stride, p.fwd.Dv, all_alive, d_o_copy_, &d_o_finite);
   }
 
  private:
-  bool load_rows(const Task& task, const void* tensor, const Strides& stride, int cols, A* to) {
+  // Rows that lie as they are wanted are used where they lie: copying a tile for every block was
+  // 2.5 % of forward and backward (f32, S 2048, D 64 on AVX2).
+  const A* load_rows(const Task& task, const void* tensor, const Strides& stride, int cols,
+                     bool all_alive, A* copy, bool* finite) {
+    if (size_of(task.p.dtype) == sizeof(A) && task.group == 1 && stride.row == cols && all_alive) {
+      const A* const rows = static_cast<const A*>(tensor) + task.row_offset(stride, 0);
+      *finite = all_finite(rows, int64_t(task.rows()) * cols);
+      return rows;
+    }
+    *finite = copy_rows(task, tensor, stride, cols, copy);
+    return copy;
+  }
+  bool copy_rows(const Task& task, const void* tensor, const Strides& stride, int cols, A* to) {
     typename L::Float zero = {};
     with_dtype<A>(task.p.dtype, tensor, [&]<class T>(const T* from) {
       for (int r = 0; r < task.rows(); ++r, to += cols) {
@@ -99,6 +113,8 @@ struct RowTile {
     });
     return L::sum(zero) == 0;
   }
+
+  A *q_copy_, *d_o_copy_;
 };
 
 // The products of a tile and what becomes of them, panel by panel.
