@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from attn_ext.inspection import (
     read_table,
 )
 from attn_ext.inspection.machine_code import disassemble, disassembler
-from attn_ext.inspection.registers import read_report
+from attn_ext.inspection.registers import NVCC_FLAGS, read_report
 from attn_ext.inspection.requests import summarize
 from attn_ext.testing.ptx import ptx_available
 from attn_ext.testing.simt import Counter
@@ -121,6 +122,12 @@ def test_main_loop_is_the_innermost_one_that_multiplies():
     }
     assert (loop.work, loop.cost) == ("tensor core", 8 / 3)
     assert main_loop(LISTING[:2]) is None
+
+
+def test_nvcc_is_asked_for_what_a_build_asks_for():
+    setup = (Path(__file__).parents[1] / "setup.py").read_text()
+    build = re.search(r"NVCC_FLAGS = \[(.*?)\]", setup, re.S)[1]
+    assert {*re.findall(r'"(.*?)"', build)} == {f.removesuffix(",-warn-spills") for f in NVCC_FLAGS}
 
 
 def test_table_has_every_kernel_that_a_problem_launches():

@@ -17,8 +17,8 @@ from attn_ext.testing.compiling import cuda_sources, in_parallel, source_root
 ARCHITECTURES = ("sm_80", "sm_90a")
 # What a build of the package takes, and a warning where a kernel spills.
 NVCC_FLAGS = (
-    *("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo"),
-    *("-Xptxas", "-v,-warn-spills"),
+    *("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xfatbin=-compress-all"),
+    "-Xptxas=-v,-warn-spills",
 )
 
 
