@@ -24,6 +24,7 @@ from attn_ext.inspection import (
     main_loop,
     occupancy,
     read_table,
+    registers,
 )
 from attn_ext.inspection.machine_code import disassemble, disassembler
 from attn_ext.inspection.registers import NVCC_FLAGS, read_report
@@ -122,6 +123,13 @@ def test_main_loop_is_the_innermost_one_that_multiplies():
     }
     assert (loop.work, loop.cost) == ("tensor core", 8 / 3)
     assert main_loop(LISTING[:2]) is None
+
+
+def test_table_is_written_as_it_is_read(tmp_path, monkeypatch):
+    before, text = registers.read_table(), registers.table_path().read_text()
+    monkeypatch.setattr(registers, "table_path", lambda: tmp_path / "registers.csv")
+    registers.write_table(before)
+    assert (tmp_path / "registers.csv").read_text() == text
 
 
 def test_nvcc_is_asked_for_what_a_build_asks_for():

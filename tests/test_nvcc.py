@@ -47,5 +47,5 @@ def test_compiles_without_spill_stack_or_warning(source: Path, arch: str, tmp_pa
     found = {label(name): r.registers for name, r in kernels.items()}
     recorded = {name: table.registers.get(name, {}).get(arch) for name in found}
     assert found == recorded, (
-        "registers changed: look why, then `python -m attn_ext.inspection.registers`"
+        f"registers changed: look why, then `python -m attn_ext.inspection {source.stem}`"
     )

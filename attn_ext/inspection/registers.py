@@ -1,13 +1,15 @@
 """Registers, stack and spills of each kernel: ptxas's report, and the table of it in the sources.
 
 The table holds the registers only, since the law for the others is 0. `python -m
-attn_ext.inspection.registers` compiles everything and writes it anew.
+attn_ext.inspection` compiles everything and writes it anew, with names of sources
+(`attention_fwd_full_bf16`) those only.
 """
 
 import csv
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,21 +96,27 @@ def read_table() -> Table:
     return Table(kernel.rpartition(" ")[2], registers)
 
 
-def write_table(reports: dict[str, dict[str, Resources]]) -> None:
-    """Write the table from reports by architecture and mangled name."""
-    labels = {
-        arch: {label(name): r.registers for name, r in found.items()}
-        for arch, found in reports.items()
-    }
+def write_table(table: Table) -> None:
+    """Write the committed table."""
     with table_path().open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([f"registers per thread with nvcc {nvcc_version()}", *labels])
-        for name in sorted(set().union(*labels.values())):
-            writer.writerow([name, *(labels[arch][name] for arch in labels)])
+        writer.writerow([f"registers per thread with nvcc {table.nvcc}", *ARCHITECTURES])
+        for name, counts in sorted(table.registers.items()):
+            writer.writerow([name, *(counts[arch] for arch in ARCHITECTURES)])
 
 
-def main() -> None:
-    """Compile every CUDA source for every architecture, and write the table."""
+def record(names: Sequence[str] = ()) -> None:
+    """Compile CUDA sources for every architecture, and write the table.
+
+    Args:
+        names: of the sources, as in "merge_states", whose kernels are written anew; the others keep
+            their rows. None: all sources, and rows of kernels that are no more go.
+    """
+    table = Table(nvcc_version(), read_table().registers if names else {})
+    sources = [s for s in cuda_sources() if not names or s.stem in names]
+    if len(sources) < len(names):
+        known = ", ".join(s.stem for s in cuda_sources())
+        raise SystemExit(f"registers: expected names of {known}; got {', '.join(names)}")
     with tempfile.TemporaryDirectory() as folder:
 
         def report(job: tuple[Path, str]) -> dict[str, Resources]:
@@ -117,12 +125,8 @@ def main() -> None:
                 raise RuntimeError(done.stderr)
             return read_report(done.stdout + done.stderr)
 
-        jobs = [(source, arch) for arch in ARCHITECTURES for source in cuda_sources()]
-        reports: dict[str, dict[str, Resources]] = {arch: {} for arch in ARCHITECTURES}
+        jobs = [(source, arch) for arch in ARCHITECTURES for source in sources]
         for (_, arch), found in zip(jobs, in_parallel(report, jobs), strict=True):
-            reports[arch] |= found
-    write_table(reports)
-
-
-if __name__ == "__main__":
-    main()
+            for kernel, r in found.items():
+                table.registers.setdefault(label(kernel), {})[arch] = r.registers
+    write_table(table)
