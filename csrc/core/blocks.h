@@ -2,8 +2,8 @@
 // visited key or query is, so that kernels skip what nobody sees.
 // CPU, one thread, B1 H8 S4096 D64, blocks of 128 at random, forward: time per visited block over
 // dense attention's with 2, 5, 10, 25 and 50 % of the blocks
-//   f32   AVX2 1.25 1.23 1.04 0.96 0.92   AVX-512 1.70 1.36 1.18 1.04 0.98
-//   bf16  AVX2 1.24 1.21 1.10 1.05 0.99   AMX     2.15 1.60 1.31 1.08 0.95
+//   f32   AVX2 1.40 1.22 1.13 1.04 1.02   AVX-512 1.69 1.34 1.18 1.06 1.03
+//   bf16  AVX2 1.35 1.19 1.12 1.06 1.04   AMX     2.91 1.86 1.45 1.12 1.01
 // At 2 % on AMX, laying out q, k and v and ending the rows take as long as the products and the
 // softmax: the less there is to multiply, the less often is used what was brought in.
 // With the backward, H2, D 64 and 128, share of dense attention's time with 51, 25, 9 and 1.5 %:
