@@ -81,9 +81,9 @@ constexpr int CACHE_LINE = 64;
 
 // Fetches the mask of `rows` rows from `row` on, which may lie beyond the task's, and of keys
 // [j, j + keys). The hardware does not see them coming, rows being a page or more apart; asked for
-// between the strips of a product, nobody waits for them (asked for one by one while differences
-// are formed, half of that time was the wait, 40 ms of 500 at S 2048, D 64, 8 heads on AVX2). Not a
-// tile ahead: rows that are a power of two apart share few sets of a cache.
+// between the strips of a product, they come while it runs (asked for one by one while differences
+// are formed, a profile showed about half of that time in the wait). Not a tile ahead, because rows
+// that are a power of two apart share few sets of a cache: that was counted, not measured.
 template <class Score>
 ATX_HD void fetch_mask(const Task& task, const Score* scores, int row, int rows, int j, int keys) {
   if constexpr (!Score::LINEAR) {
