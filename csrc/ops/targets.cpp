@@ -189,7 +189,7 @@ Exec exec_for([[maybe_unused]] bool is_cuda, [[maybe_unused]] int device_index,
   exec.num_buffers = int(buffers.size());
 #if defined(ATX_WITH_CUDA)
   if (is_cuda)
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &exec.stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &exec.stream));
 #endif
   return exec;
 }
