@@ -134,22 +134,10 @@ struct Blocks : Full<A> {
 // A CPU's kernels drop under any policy, and cap the products (cpu/capped_products.h).
 template <class A>
 struct GeneralBlocks : Blocks<A> {
-  using Full<A>::scale;
   static constexpr bool LINEAR = false;
 
   using Blocks<A>::Blocks;
-  template <class L>
-  ATX_HD typename L::Float score(typename L::Float s, int, int, int) const {
-    const A cap = A(this->p->softcap);
-    return cap == 0 ? s * scale : L::tanh(s * scale * (1 / cap)) * cap;
-  }
-  template <class L>
-  ATX_HD typename L::Float derivative(typename L::Float s) const {
-    const A cap = A(this->p->softcap);
-    if (cap == 0) return L::all(scale);
-    const typename L::Float t = L::tanh(s * (scale * (1 / cap)));
-    return (1 - t * t) * scale;
-  }
+  ATX_HD A cap() const { return A(this->p->softcap); }
 };
 
 }  // namespace atx::ATX_TARGET

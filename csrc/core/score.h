@@ -125,6 +125,7 @@ struct General : Window<A> {
                   (int64_t(b) * mask.batch + int64_t(h) * mask.head) * size_of(mask.dtype);
     }
   }
+  ATX_HD A cap() const { return softcap; }
   ATX_HD bool forgets() const { return p->forgetting.sums; }
   ATX_HD bool full(int i0, int i1, int j0, int j1) const {
     return (!mask.data || forgets()) && Window<A>::full(i0, i1, j0, j1);
@@ -144,6 +145,22 @@ struct General : Window<A> {
     if (mask.data && mask.dtype != DType::boolean) x = L::add_bias(x, L::load_float(mask, i, j, n));
     return x;
   }
+  template <class L>
+  ATX_HD typename L::Bool in_window(int i, int j, int n) const {
+    return Window<A>::template keep<L>(i, j, n);
+  }
+  ATX_HD bool window_holds(int i0, int i1, int j0, int j1) const {
+    return Window<A>::full(i0, i1, j0, j1);
+  }
+  // x, and the difference of the sums where query i is level and at keys from j on.
+  template <class L>
+  ATX_HD typename L::Float forget(typename L::Float x, int i, int j, int n) const {
+    int at = i + (p->bottom_right ? p->Sk - p->Sq : 0);  // Window's offset, without its register
+    at = at < 0 ? 0 : at < p->Sk ? at : p->Sk - 1;
+    const A *const sums = static_cast<const A*>(mask.data), *const rest = sums + p->Sk;
+    x = x + (sums[at] - L::load(sums + j, n));
+    return x + (rest[at] - L::load(rest + j, n));
+  }
   // What the gradient of a pair's logit counts for in row_shares (params.h).
   template <class L>
   ATX_HD typename L::Float share(int i, int j) const {
@@ -154,17 +171,6 @@ struct General : Window<A> {
     if (softcap == 0) return L::all(scale);
     const typename L::Float t = L::tanh(s * (scale * (1 / softcap)));
     return (1 - t * t) * scale;
-  }
-
- private:
-  // x, and the difference of the sums where query i is level and at keys from j on.
-  template <class L>
-  ATX_HD typename L::Float forget(typename L::Float x, int i, int j, int n) const {
-    int at = i + (p->bottom_right ? p->Sk - p->Sq : 0);  // Window's offset, without its register
-    at = at < 0 ? 0 : at < p->Sk ? at : p->Sk - 1;
-    const A *const sums = static_cast<const A*>(mask.data), *const rest = sums + p->Sk;
-    x = x + (sums[at] - L::load(sums + j, n));
-    return x + (rest[at] - L::load(rest + j, n));
   }
 };
 

@@ -46,21 +46,14 @@ __device__ __forceinline__ int tile_before(const Score& score, int q0, int q1, i
   }
 }
 
-// The logit of the product x of query i and key j, but for a linear policy's factor; -inf where
-// masked out. The product of a masked key is replaced, not added to: it may be nan. seen: what
-// seen_pairs says of the pair.
+// The product x of query i and key j, or -inf where a linear policy masks it out. A masked product
+// is replaced, not added to: it may be nan. seen: what seen_pairs says of the pair.
 template <class Score>
-__device__ __forceinline__ float masked_logit(const Score& score, float x, int i, int j, int sq,
-                                              bool seen) {
-  const bool exists = j < score.sk;
-  if constexpr (!Score::LINEAR) {
-    // The policy may read a mask: no further than its end.
-    i = i < sq ? i : sq - 1;
-    j = exists ? j : score.sk - 1;
-    x = score.template score<OneLane<float>>(x, i, j, 1);
-  }
+__device__ __forceinline__ float masked_product(const Score& score, float x, int i, int j,
+                                                bool seen) {
+  static_assert(Score::LINEAR);
   if constexpr (Score::SPARSE) return seen ? x : -INFINITY;
-  return exists && score.template keep<OneLane<float>>(i, j, 1) ? x : -INFINITY;
+  return score.template keep<OneLane<float>>(i, j, 1) ? x : -INFINITY;
 }
 
 // The same in a tile that the policy calls full.

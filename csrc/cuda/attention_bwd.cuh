@@ -142,40 +142,69 @@ struct BwdPass {
     return score.full(block.first, own_end, at, at + STEP);
   }
 
+  // Of the query of this lane's row r and column c.
+  __device__ __forceinline__ RowStat stat_of(int r, int c) const {
+    if constexpr (KEYS) return smem.stats[stage][engine.col(c)];
+    return rows[KEYS ? 0 : r];
+  }
   // The pair of this lane's row r and column c in the tile at `at`.
   __device__ __forceinline__ Pair place(int r, int c, int at) const {
     const int own = block.first + engine.row(r), other = at + engine.col(c);
     return KEYS ? Pair{other, own} : Pair{own, other};
   }
 
-  // x ← weights, d ← dX.
+  // x ← weights, d ← dX, but for a linear policy's factor.
   template <bool MASKED>
   __device__ __forceinline__ void differentiate(const Score& score, typename Engine::Products& x,
-                                                typename Engine::Products& d, int h, int at,
-                                                uint64_t seen) {
-    const Pairs<Score> pairs(score, p.fwd, block.seq.sq);
-    uint32_t kept = ~0u;
-    if constexpr (!Score::LINEAR)
-      if (p.fwd.dropout > 0)
-        kept = kept_pairs<ROWS, COLS>(p.fwd, block.b, h,
-                                      [&](int r, int c) { return place(r, c, at); });
-#pragma unroll
-    for (int c = 0; c < COLS; ++c) {
-      RowStat column{};
-      if constexpr (KEYS) column = smem.stats[stage][engine.col(c)];
-#pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
-        const auto [i, j] = place(r, c, at);
-        const RowStat row = KEYS ? column : rows[r];
-        const PairGradient g =
-            pairs.template gradient<MASKED>(engine.at(x, r, c), engine.at(d, r, c), i, j, row,
-                                            kept >> (r * COLS + c) & 1, seen >> (r * COLS + c) & 1);
-        engine.at(x, r, c) = g.weight;
-        engine.at(d, r, c) = g.product;
-        if constexpr (PASS == Pass::Q && SHARES)
-          shares[r] -= g.logit * score.template share<OneLane<float>>(i, j);
+                                                typename Engine::Products& d, int at,
+                                                uint64_t seen) const {
+    const float unit_log2 = float(p.fwd.scale) * LOG2_E;
+    for_grid<ROWS, COLS>([&](int r, int c) {
+      const auto [i, j] = place(r, c, at);
+      const RowStat row = stat_of(r, c);
+      bool attends = true;
+      if constexpr (MASKED) {
+        // A query that does not exist has the base of one that attends to nothing.
+        attends = (j < score.sk) & (row.base != -INFINITY);
+        if constexpr (Score::SPARSE)
+          attends &= bool(seen >> (r * COLS + c) & 1);
+        else
+          attends &= bool(score.template keep<OneLane<float>>(i, j, 1));
       }
-    }
+      const PairGradient g =
+          pair_gradient(unit_log2, engine.at(x, r, c), engine.at(d, r, c), row, attends);
+      engine.at(x, r, c) = g.weight;
+      engine.at(d, r, c) = g.product;
+    });
+  }
+
+  // The same for a policy that is not linear.
+  __device__ __forceinline__ void differentiate_logits(const Score& score,
+                                                       typename Engine::Products& x,
+                                                       typename Engine::Products& d, int h, int at,
+                                                       uint64_t seen) {
+    const auto pair = [&](int r, int c) { return place(r, c, at); };
+    const int own = block.first, own_end = own + Tile::BLOCK, end = at + STEP;
+    uint32_t kept = ~0u;
+    if (p.fwd.dropout > 0)
+      kept =
+          kept_pairs<Calls<ROWS, COLS, KEYS, Engine::NEIGHBORS ? 2 : 1>>(p.fwd, block.b, h, pair);
+    typename Engine::Products y;
+    for_grid<ROWS, COLS>([&](int r, int c) { engine.at(y, r, c) = engine.at(x, r, c); });
+    const auto d_at = [&](int r, int c) -> float& { return engine.at(d, r, c); };
+    grid_gradients<T, ROWS, COLS, Engine::NEIGHBORS && !KEYS>(
+        p.fwd, score, block.seq.sq, KEYS ? Pair{at, own} : Pair{own, at},
+        KEYS ? Pair{end, own_end} : Pair{own_end, end}, seen, kept,
+        [&](int r, int c) -> float& { return engine.at(y, r, c); }, d_at, pair,
+        [&](int r, int c) { return stat_of(r, c); });
+    if constexpr (PASS == Pass::Q && SHARES)
+      for_grid<ROWS, COLS>([&](int r, int c) {
+        const auto [i, j] = pair(r, c);
+        shares[r] -= engine.at(d, r, c) * score.template share<OneLane<float>>(i, j);
+      });
+    through_scale_and_cap<T, ROWS, COLS>(
+        score, [&](int r, int c) { return engine.at(x, r, c); }, d_at);
+    for_grid<ROWS, COLS>([&](int r, int c) { engine.at(x, r, c) = engine.at(y, r, c); });
   }
 
   // sums += weights other[tile]. guarded: the tile holds nan or inf.
@@ -216,7 +245,10 @@ struct BwdPass {
     typename Engine::Products x = {}, d = {};
     engine.template multiply<UNROLL>(x, 0, a_tile);
     if constexpr (SUMS_A) engine.template multiply<UNROLL>(d, 1, b_tile);
-    differentiate<!PLAIN>(score, x, d, h, at, seen);
+    if constexpr (Score::LINEAR)
+      differentiate<!PLAIN>(score, x, d, at, seen);
+    else
+      differentiate_logits(score, x, d, h, at, seen);
     if constexpr (SUMS_B) add(sums_b, x, b_tile, guarded);
     if constexpr (SUMS_A) add(sums_a, d, a_tile, guarded);
 
@@ -300,7 +332,8 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
   simt::cp_async_wait<0>();
   simt::sync();  // own rows have landed even if no tile followed, and no lane still reads them: the
                  // gradients overwrite them
-  if constexpr (This::SUMS_A) pass.engine.finish(pass.sums_a, Pairs<Score>::unit(f), 0);
+  if constexpr (This::SUMS_A)
+    pass.engine.finish(pass.sums_a, Score::LINEAR ? float(f.scale) : 1.f, 0);
   if constexpr (This::SUMS_B) pass.engine.finish(pass.sums_b, 1, 1);
   simt::sync();  // threads store what others have written
   // Found again, not kept: the loop needs the registers.

@@ -7,6 +7,7 @@
 #include "csrc/core/score.h"
 #include "csrc/cuda/attention_block.cuh"
 #include "csrc/cuda/dropped.cuh"
+#include "csrc/cuda/grid_logits.cuh"
 #include "csrc/cuda/heuristics.h"
 #include "csrc/cuda/seen.cuh"
 
@@ -92,61 +93,40 @@ __device__ __forceinline__ Steps query_steps(const Score& score, int j0, int j1,
   return {first * STEP, last > first ? step_end(last - 1) : first * STEP};
 }
 
-// A pair's gradients. weight: M P, dV's share of dO. logit: dY. product: dX, but for a linear
+// A pair's gradients under a linear policy. weight: P, dV's share of dO. product: dX, but for the
 // policy's factor.
 struct PairGradient {
-  float weight, logit, product;
+  float weight, product;
 };
 
-template <class Score>
-struct Pairs {
-  const Score& score;
-  const int sq;
-  const float unit_log2;  // linear: log2(e) · scale
-  const float kept;       // what dropout multiplies the weights by that it keeps
+// x: the pair's product. attends: its query does to its key; it otherwise passes on 0, whatever x
+// and d_weight are.
+__device__ __forceinline__ PairGradient pair_gradient(float unit_log2, float x, float d_weight,
+                                                      RowStat row, bool attends) {
+  const float p = simt::exp2(fmaf(x, unit_log2, -row.base)), product = p * (d_weight - row.delta);
+  return {attends ? p : 0.f, attends ? product : 0.f};
+}
 
-  __device__ __forceinline__ Pairs(const Score& score, const AttentionParams& p, int sq)
-      : score(score), sq(sq), unit_log2(float(p.scale) * LOG2_E), kept(kept_factor<float>(p)) {}
-
-  // The factor of every dX that product leaves out.
-  __device__ __forceinline__ static float unit(const AttentionParams& p) {
-    return Score::LINEAR ? float(p.scale) : 1.f;
-  }
-
-  // MASKED: the pair may be masked out, or not exist. It then passes on 0, whatever x and d_weight
-  // are. keeps: dropout does. seen: what seen_pairs says of the pair.
-  template <bool MASKED>
-  __device__ __forceinline__ PairGradient gradient(float x, float d_weight, int i, int j,
-                                                   RowStat row, bool keeps, bool seen) const {
-    using Lane = OneLane<float>;
-    bool attends = true;
-    float y = x;
-    if constexpr (MASKED) {
-      // A query that does not exist has the base of one that attends to nothing.
-      attends = (j < score.sk) & (row.base != -INFINITY);
-      if constexpr (!Score::LINEAR) {
-        // The policy may read a mask: no further than its end.
-        i = i < sq ? i : sq - 1;
-        j = j < score.sk ? j : score.sk - 1;
-      }
-      if constexpr (Score::SPARSE)
-        attends &= seen;
-      else
-        attends &= bool(score.template keep<Lane>(i, j, 1));
-    }
-    if constexpr (!Score::LINEAR) {
-      y = MASKED ? score.template score<Lane>(x, i, j, 1) : full_logit(score, x, i, j);
-      if (MASKED) attends &= y != -INFINITY;
-    }
-    float p = simt::exp2(Score::LINEAR ? fmaf(x, unit_log2, -row.base) : (y - row.base) * LOG2_E);
-    if (!Score::LINEAR) d_weight = keeps ? d_weight * kept : 0.f;
-    float logit = p * (d_weight - row.delta), product = logit;
-    if constexpr (!Score::LINEAR) {
-      product = logit * score.template derivative<Lane>(x);
-      p = keeps ? p * kept : 0.f;
-    }
-    return {attends ? p : 0.f, attends ? logit : 0.f, attends ? product : 0.f};
-  }
-};
+// Of a grid of pairs under any other policy, for operands of type T: y, the products X, becomes
+// M P, and d, dW, becomes dY; 0 where a query does not attend to a key. seen, from, to, place,
+// NEIGHBORS: grid_logits'. kept: what dropout keeps. stat(r, c): of the query.
+template <class T, int ROWS, int COLS, bool NEIGHBORS, class Score, class Seen, class Y, class D,
+          class Place, class Stat>
+__device__ __forceinline__ void grid_gradients(const AttentionParams& p, const Score& score, int sq,
+                                               Pair from, Pair to, Seen seen, uint32_t kept, Y y,
+                                               D d, Place place, Stat stat) {
+  grid_logits<T, ROWS, COLS, NEIGHBORS>(score, sq, from, to, seen, y, place);
+  const float factor = kept_factor<float>(p);
+  for_grid<ROWS, COLS>([&](int r, int c) {
+    const RowStat row = stat(r, c);
+    const bool keeps = kept >> (r * COLS + c) & 1;
+    // A query that does not exist has the base of one that attends to nothing.
+    const bool attends = (y(r, c) != -INFINITY) & (row.base != -INFINITY);
+    const float weight = simt::exp2((y(r, c) - row.base) * LOG2_E);
+    const float d_weight = keeps ? d(r, c) * factor : 0.f;
+    y(r, c) = attends & keeps ? weight * factor : 0.f;
+    d(r, c) = attends ? weight * (d_weight - row.delta) : 0.f;
+  });
+}
 
 }  // namespace atx::ATX_TARGET

@@ -73,20 +73,21 @@ struct MaskSum {
     engine.template multiply<2>(x, 0, 0);
     engine.template multiply<2>(d, 1, 1);
     const auto place = [&](int r, int c) { return Pair{i0 + engine.row(r), j0 + engine.col(c)}; };
-    const uint32_t kept = f.dropout > 0 ? kept_pairs<ROWS, COLS>(f, b, h, place) : ~0u;
-    const Pairs<Score> pairs(score, f, seq.sq);
+    uint32_t kept = ~0u;
+    if (f.dropout > 0)
+      kept = kept_pairs<Calls<ROWS, COLS, false, Engine::NEIGHBORS ? 2 : 1>>(f, b, h, place);
+    RowStat stats[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       const int at = i0 + engine.row(r);
-      const RowStat row = row_stat<Score>(p, head_offset(f, seq, b, h) + at, at < seq.sq);
-#pragma unroll
-      for (int c = 0; c < COLS; ++c) {
-        const auto [i, j] = place(r, c);
-        const PairGradient g = pairs.template gradient<true>(
-            engine.at(x, r, c), engine.at(d, r, c), i, j, row, kept >> (r * COLS + c) & 1, true);
-        engine.at(sums, r, c) += g.logit;
-      }
+      stats[r] = row_stat<Score>(p, head_offset(f, seq, b, h) + at, at < seq.sq);
     }
+    grid_gradients<T, ROWS, COLS, Engine::NEIGHBORS>(
+        f, score, seq.sq, Pair{i0, j0}, Pair{i0 + Tile::BLOCK, j0 + Tile::STEP}, ~uint64_t(0), kept,
+        [&](int r, int c) -> float& { return engine.at(x, r, c); },
+        [&](int r, int c) -> float& { return engine.at(d, r, c); }, place,
+        [&](int r, int) { return stats[r]; });
+    for_grid<ROWS, COLS>([&](int r, int c) { engine.at(sums, r, c) += engine.at(d, r, c); });
   }
 };
 

@@ -74,13 +74,15 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
   simt::cp_async_commit();
 }
 
-// The same for a tile that nothing masks, of chunked K and V, if no row's weights grow too large.
+// The same for a whole tile of chunked K and V: of a linear policy for one that nothing masks, if
+// no row's weights grow too large; of General for any, if V has no nan or inf that may be masked.
 // Otherwise answers false and leaves everything to attend: K is still there, V is copied again.
 template <class Tile, class Score, class Stream>
 __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
                                              const AttentionParams& p, Stream& k, Stream& v,
                                              int kv0, int next, int first) {
   constexpr int KV = Tile::BLOCK_KV, M = Tile::M;
+  constexpr bool GENERAL = !Score::LINEAR && !Score::SPARSE;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
   simt::sync();  // K has landed for every thread, and no warp still reads the last V, which is
@@ -91,14 +93,18 @@ __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
   float s[M][KV / 8][4] = {}, part[M][2];
   warp.products(s);
   if constexpr (!Score::LINEAR) warp.template logits<false>(s, kv0, ~uint64_t(0));
-  warp.template weigh<false>(s, part);
+  if constexpr (GENERAL)
+    warp.weigh_logits(s, part);
+  else
+    warp.template weigh<false>(s, part);
   warp.drop(s, p, kv0);
   uint32_t weights[KV / 16][M][4];
   warp.pack(weights, s);
 
   simt::cp_async_wait<0>();
+  const bool gives_up = GENERAL ? holds_nonfinite<Tile::THREADS>(smem.v) : warp.too_large(part);
   // V has landed for every thread, and no warp still reads K, which is overwritten now
-  if (simt::sync_or(warp.too_large(part))) return false;
+  if (simt::sync_or(gives_up)) return false;
   k.step_back(kv0 - next);
   if (next >= first) k.template load<true>(smem.k, next);
   simt::cp_async_commit();
@@ -143,7 +149,11 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
   AttentionWarp<Tile, Score> warp(smem, score, block, exponential);
   warp.keep_q();
   const auto before = [&](int j) { return tile_before<KV>(score, q0, q1, j); };
-  const auto plain = [&](int j) { return j >= first && score.full(q0, q1, j, j + KV); };
+  // General's kernels ask tile by tile what masks it.
+  constexpr bool TELLS_PLAIN = Score::LINEAR || Score::SPARSE;
+  const auto plain = [&](int j) {
+    return j >= first && (!TELLS_PLAIN || score.full(q0, q1, j, j + KV));
+  };
   if constexpr (Score::SPARSE) {
     for (int next; kv0 >= first; kv0 = next) {
       next = before(kv0);

@@ -14,6 +14,7 @@
 #include "csrc/core/score.h"
 #include "csrc/cuda/attention_block.cuh"
 #include "csrc/cuda/dropped.cuh"
+#include "csrc/cuda/grid_logits.cuh"
 #include "csrc/cuda/heuristics.h"
 #include "csrc/cuda/nonfinite.cuh"
 #include "csrc/cuda/seen.cuh"
@@ -77,18 +78,19 @@ struct F32Lane {
 
   template <bool MASKED>
   __device__ __forceinline__ void logits(float (&s)[ROWS][KEYS], int kv0) const {
-    typename PairBits<ROWS * KEYS>::Word seen = 0;
-    if constexpr (MASKED)
-      seen = seen_pairs<ROWS, KEYS>(score,
-                                    [&](int r, int c) { return Pair{q0 + row(r), kv0 + key(c)}; });
-#pragma unroll
-    for (int i = 0; i < ROWS; ++i) {
-#pragma unroll
-      for (int n = 0; n < KEYS; ++n) {
-        const int at = q0 + row(i), j = kv0 + key(n);
-        s[i][n] = MASKED ? masked_logit(score, s[i][n], at, j, sq, seen >> (i * KEYS + n) & 1)
-                         : full_logit(score, s[i][n], at, j);
-      }
+    const auto at = [&](int r, int c) -> float& { return s[r][c]; };
+    const auto place = [&](int r, int c) { return Pair{q0 + row(r), kv0 + key(c)}; };
+    typename PairBits<ROWS * KEYS>::Word seen = ~typename PairBits<ROWS * KEYS>::Word(0);
+    if constexpr (MASKED) seen = seen_pairs<ROWS, KEYS>(score, place);
+    if constexpr (!Score::LINEAR) {
+      grid_logits<float, ROWS, KEYS, false>(score, sq, Pair{q0, kv0},
+                                            Pair{q0 + Tile::BLOCK_Q, kv0 + Tile::BLOCK_KV}, seen,
+                                            at, place);
+    } else if constexpr (MASKED) {
+      for_grid<ROWS, KEYS>([&](int r, int c) {
+        const auto [i, j] = place(r, c);
+        s[r][c] = masked_product(score, s[r][c], i, j, seen >> (r * KEYS + c) & 1);
+      });
     }
   }
 
@@ -123,7 +125,7 @@ struct F32Lane {
     if constexpr (!Score::LINEAR) {
       if (p.dropout > 0) {
         const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
-        kept = kept_pairs<ROWS, KEYS>(
+        kept = kept_pairs<Calls<ROWS, KEYS, false, 1>>(
             p, block.b, block.h, [&](int i, int j) { return Pair{q0 + row(i), kv0 + key(j)}; });
         factor = kept_factor<float>(p);
       }

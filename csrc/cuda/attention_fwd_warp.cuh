@@ -3,6 +3,7 @@
 #pragma once
 #include "csrc/cuda/attention_block.cuh"
 #include "csrc/cuda/dropped.cuh"
+#include "csrc/cuda/grid_logits.cuh"
 #include "csrc/cuda/heuristics.h"
 #include "csrc/cuda/seen.cuh"
 #include "csrc/cuda/tile.cuh"
@@ -112,19 +113,18 @@ struct AttentionWarp {
   // s ← logits, but for a linear policy's factor; -inf where masked out.
   template <bool MASKED>
   __device__ __forceinline__ void logits(float (&s)[M][KV / 8][4], int kv0, uint64_t seen) const {
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-#pragma unroll
-      for (int n = 0; n < KV / 8; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const simt::Place at = simt::c_place(lane(), e);
-          const int i = q0 + first_row() + m * 16 + at.row, j = kv0 + n * 8 + at.col;
-          const int bit = (m * 2 + e / 2) * (KV / 4) + n * 2 + e % 2;
-          s[m][n][e] = MASKED ? masked_logit(score, s[m][n][e], i, j, sq, seen >> bit & 1)
-                              : full_logit(score, s[m][n][e], i, j);
-        }
-      }
+    constexpr int ROWS = 2 * M, COLS = KV / 4;
+    const auto at = [&](int r, int c) -> float& { return s[r / 2][c / 2][r % 2 * 2 + c % 2]; };
+    const auto place = [&](int r, int c) { return pair(r, c, kv0); };
+    if constexpr (!Score::LINEAR) {
+      const int i0 = q0 + first_row();
+      grid_logits<T, ROWS, COLS, true>(score, sq, Pair{i0, kv0}, Pair{i0 + 16 * M, kv0 + KV}, seen,
+                                       at, place);
+    } else if constexpr (MASKED) {
+      for_grid<ROWS, COLS>([&](int r, int c) {
+        const auto [i, j] = place(r, c);
+        at(r, c) = masked_product(score, at(r, c), i, j, seen >> (r * COLS + c) & 1);
+      });
     }
   }
 
@@ -144,6 +144,44 @@ struct AttentionWarp {
           for (int e = 2 * r; e < 2 * r + 2; ++e)
             part[m][r] += s[m][n][e] = exponential.weight(s[m][n][e], from);
         }
+      }
+    }
+  }
+
+  // The same for a policy that is not linear, from logits: each row's base is moved first, if it
+  // has to be. Most need not: their first weights stay, where there are registers for both.
+  __device__ __forceinline__ void weigh_logits(float (&s)[M][KV / 8][4], float (&part)[M][2]) {
+    if constexpr (D > 192) {
+      move_bases(s);
+      return weigh<true>(s, part);
+    }
+    float x[M][KV / 8][4];
+    const auto copy = [&] {
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < KV / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) x[m][n][e] = s[m][n][e];
+        }
+      }
+    };
+    copy();
+    weigh<true>(x, part);
+    bool moves = too_large(part);
+#pragma unroll
+    for (int m = 0; m < M; ++m) moves |= base[m][0] == -INFINITY || base[m][1] == -INFINITY;
+    if (simt::any(moves)) {
+      move_bases(s);
+      copy();
+      weigh<true>(x, part);
+    }
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int n = 0; n < KV / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[m][n][e] = x[m][n][e];
       }
     }
   }
@@ -209,8 +247,8 @@ struct AttentionWarp {
       if (!(p.dropout > 0)) return;
       constexpr int ROWS = 2 * M, COLS = KV / 4;
       const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
-      const uint32_t kept = kept_pairs<ROWS, COLS>(p, block.b, block.h,
-                                                   [&](int r, int c) { return pair(r, c, kv0); });
+      const uint32_t kept = kept_pairs<Calls<ROWS, COLS, false, 2>>(
+          p, block.b, block.h, [&](int r, int c) { return pair(r, c, kv0); });
       const float factor = kept_factor<float>(p);
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {

@@ -36,10 +36,12 @@ struct FwdTile {
   static constexpr int BLOCK_Q = 16 * M * WARPS;
   // As many keys as fit a warp's registers as logits, beside its accumulators, without a spill.
   // The largest block, of D 256, then takes 64 KB of the 99 that sm_86 has.
-  static constexpr int BLOCK_KV = D <= 64 || (M == 1 && D <= 128) ? 64 : 32;
+  static constexpr int BLOCK_KV = D <= 64 || (M == 1 && D <= 128) ? 64
+                                  : LINEAR || D <= 192            ? 32
+                                                                  : 16;
   // Q's fragments stay in registers where accumulators and logits leave room; otherwise they are
   // reread per tile.
-  static constexpr bool Q_IN_REGISTERS = M * D <= 128;
+  static constexpr bool Q_IN_REGISTERS = LINEAR ? M * D <= 128 : D <= 64;
   static constexpr int SHARED_BYTES = (BLOCK_Q + 2 * BLOCK_KV) * D * 2;
 };
 

@@ -3,7 +3,7 @@
 // must be constants.
 #pragma once
 #include "csrc/core/lanes.h"
-#include "csrc/cuda/dropped.cuh"
+#include "csrc/cuda/grid.cuh"
 
 namespace atx::ATX_TARGET {
 

@@ -96,6 +96,12 @@ __device__ __forceinline__ float exp2(float x) {
   return y;
 }
 
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // cvt takes the high half first.
 template <class T>
 __device__ uint32_t pack2(float lo, float hi);

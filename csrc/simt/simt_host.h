@@ -108,6 +108,9 @@ X opaque(X x) {
 // ex2.approx.ftz: a subnormal result is flushed to zero.
 inline float exp2(float x) { return x < -126.0f ? 0.0f : ::exp2f(x); }
 
+// rcp.approx.ftz, which is off by one unit at most.
+inline float reciprocal(float x) { return 1 / x; }
+
 template <class T>
 uint32_t pack2(float lo, float hi) {
   return uint32_t(from_float<T>(lo).bits) | uint32_t(from_float<T>(hi).bits) << 16;
