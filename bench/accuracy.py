@@ -9,7 +9,7 @@ from attn_ext.testing import Backend
 from attn_ext.variants import VARIANTS
 
 from .ceilings import name
-from .correctness import Verdict, to_device, verify
+from .correctness import Verdict, verify
 from .peers import peers
 from .suites import BenchCase
 
@@ -52,7 +52,7 @@ def measure_accuracy(case: BenchCase, dtype: torch.dtype, backend: Backend) -> A
         n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for n, x in inputs.items()
     }
-    theirs = peers(to_device(inputs, backend.device)).get("torch")
+    theirs = peers(backend.put(inputs)).get("torch")
     if not verdict.ok or theirs is None:
         return Accuracy(case, dtype, verdict)
     error = float((theirs().cpu().double() - variant.reference(**wide)).abs().max())

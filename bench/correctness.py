@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_ext.block_mask import BlockMask
 from attn_ext.testing import Backend, Comparison, check, check_gradients
 from attn_ext.variants.attention import keep_mask
 from attn_ext.variants.attention import reference as dense_reference
@@ -109,7 +108,7 @@ def _peer_disagreement(
     variant: Variant, case: Case, dtype: torch.dtype, backend: Backend, ours: Comparison
 ) -> str:
     """Timings are comparable only if torch was asked for the same result."""
-    inputs = to_device(case.inputs(dtype), backend.device)
+    inputs = backend.put(case.inputs(dtype))
     if inputs.get("dropout_p"):
         return ""  # torch drops other weights
     with backend.context():
@@ -121,8 +120,3 @@ def _peer_disagreement(
         if not apart <= allowed:
             return f"{name} computes something else: largest difference {apart:.2g} > {allowed:.2g}"
     return ""
-
-
-def to_device(inputs: dict[str, Any], device: str) -> dict[str, Any]:
-    """The same keyword arguments with every tensor and mask on the device."""
-    return {n: x.to(device) if isinstance(x, Tensor | BlockMask) else x for n, x in inputs.items()}

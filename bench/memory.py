@@ -14,7 +14,6 @@ from attn_ext.testing import Backend, backends
 from attn_ext.variants import VARIANTS
 
 from .ceilings import name
-from .correctness import to_device
 from .peers import peers
 from .run import OURS, Place
 from .suites import BenchCase
@@ -97,7 +96,7 @@ def extra_bytes(
     torch.set_num_threads(threads)
     with here.context(), torch.inference_mode():
         short = replace(case, case=replace(case.case, sq=64, sk=64))
-        inputs = to_device(case.case.inputs(dtype), here.device)
+        inputs = here.put(case.case.inputs(dtype))
         call = _call(case, contender, inputs)
         if here.device == "cuda":
             return _cuda_extra(call)

@@ -16,7 +16,7 @@ from attn_ext.variants import VARIANTS
 from attn_ext.variants.record import Cost
 
 from .ceilings import Ceilings, measure_ceilings, name
-from .correctness import MAX_REFERENCE_SCORES, Verdict, scores, to_device, verify
+from .correctness import MAX_REFERENCE_SCORES, Verdict, scores, verify
 from .measure import interleave, quartiles, ratios
 from .peers import dense, peers
 from .suites import BenchCase
@@ -160,7 +160,7 @@ def measure_case(
     with place.entered(gradients=work != "forward"):
         inputs = case.case.inputs(dtype)
         cost, reference_fits = variant.cost(inputs), scores(inputs) <= MAX_REFERENCE_SCORES
-        inputs = to_device(inputs, place.device)
+        inputs = place.backend.put(inputs)
         if work != "forward":
             inputs = differentiable(inputs, case.gradients)
         calls: dict[str, Callable[[], Tensor]] = {OURS: lambda: variant.fn(**inputs)}

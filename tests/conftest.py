@@ -2,10 +2,13 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT.parent / "shared" / "tools"
@@ -32,6 +35,22 @@ def pytest_configure(config: pytest.Config) -> None:
         build_library()
 
 
+class OnTheGpu(TorchDispatchMode):
+    """Refuses our ops tensors of the CPU, so that no test of the GPU can pass on the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "attn_ext":
+            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            devices = sorted({x.device.type for x in given})
+            assert devices in ([], ["cuda"]), f"{func} in a test of the GPU, on {devices}"
+        return func(*args, **(kwargs or {}))
+
+
+def _backend(name: str) -> Backend:
+    found = backend(name)
+    return replace(found, context=OnTheGpu) if found.device == "cuda" else found
+
+
 # By default every case runs on the widest CPU target and one of so many elsewhere: on the other
 # CPUs, which have the same source, and in the emulator, which is slow; there fewer gradients, and
 # fewer of variants made of another's op. `--backends` takes every case, as .ci/run does.
@@ -52,7 +71,7 @@ def _runs(cases, names: list[str], every: int | None, chosen: bool, gradients: b
         return SIMT_SHARE if own else SIMT_SHARE_OF_OTHERS
 
     return [
-        pytest.param(v, c, backend(n), id=f"{v.name}-{c.name}-{n}")
+        pytest.param(v, c, _backend(n), id=f"{v.name}-{c.name}-{n}")
         for n in names
         for at, (v, c) in enumerate(cases)
         if at % share(v, n) == 0
@@ -76,7 +95,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         runs = _runs(cases, names, every, bool(chosen), gradients)
         metafunc.parametrize((f"{of}variant", f"{of}case", "backend"), runs)
     elif "backend" in used:
-        metafunc.parametrize("backend", [pytest.param(backend(n), id=n) for n in names])
+        metafunc.parametrize("backend", [pytest.param(_backend(n), id=n) for n in names])
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,8 @@ ALL = [c for c in [*attention_cases(), *varlen_cases()] if c.d == c.dv and not c
 CASES = [(c, DTYPES[n % len(DTYPES)]) for n, c in enumerate(ALL)]
 
 
-def call(case: AttentionCase, x: dict, device: str = "cpu") -> dict[str, Tensor]:
+def call(case: AttentionCase, x: dict) -> dict[str, Tensor]:
     """The four statistics of a case's inputs, on the backend of the enclosing context."""
-    x = {n: t.to(device) if isinstance(t, Tensor) else t for n, t in x.items()}
     q, k, alibi = x["query"], x["key"], x.get("alibi_slopes")
     right = 0 if case.causal else case.window[1]
     scale = case.d**-0.5 if case.scale is None else case.scale
@@ -78,6 +77,7 @@ def expected(case: AttentionCase, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def check(case: AttentionCase, dtype: torch.dtype, got: dict[str, Tensor]) -> None:
     want = expected(case, dtype)
+    got = {n: t.cpu() for n, t in got.items()}
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     for name in ("entropy", "column_sum", "top_weight"):
         assert got[name].dtype == accumulate, name
@@ -106,13 +106,14 @@ def check(case: AttentionCase, dtype: torch.dtype, got: dict[str, Tensor]) -> No
     ("case", "dtype"), CASES, ids=lambda x: getattr(x, "name", str(x).removeprefix("torch."))
 )
 def test_matches_the_weights(case: AttentionCase, dtype: torch.dtype, backend: Backend):
+    x = backend.put(case.inputs(dtype))
     if dtype not in backend.dtypes:
         with backend.context(), pytest.raises(TypeError, match="has no float64 kernel"):
-            call(case, case.inputs(dtype))
+            call(case, x)
         return
     with backend.context():
-        got = call(case, case.inputs(dtype), backend.device)
-    check(case, dtype, {n: t.cpu() for n, t in got.items()})
+        got = call(case, x)
+    check(case, dtype, got)
 
 
 def arguments(q: Tensor, k: Tensor, lse: Tensor, scale: float = 0.125) -> tuple:
@@ -120,8 +121,8 @@ def arguments(q: Tensor, k: Tensor, lse: Tensor, scale: float = 0.125) -> tuple:
 
 
 def test_equal_weights_give_the_first(backend: Backend):
-    q, k = torch.randn(1, 2, 70, 64), torch.randn(1, 1, 40, 64)
-    k = k.repeat(1, 1, 5, 1)
+    q, k = torch.randn(1, 2, 70, 64), torch.randn(1, 1, 40, 64).repeat(1, 1, 5, 1)
+    q, k = backend.put((q, k))
     with backend.context():
         _, lse = attention.attention(q, k, k, enable_gqa=True, return_lse=True)
         _, _, index, _ = torch.ops.attn_ext.attention_stats(*arguments(q, k, lse))
@@ -132,6 +133,7 @@ def test_rows_without_a_sum_count_for_nothing(backend: Backend):
     # Whatever their queries hold: lse alone says which rows attend to nothing.
     q, k, lse = torch.randn(1, 2, 70, 64), torch.randn(1, 2, 90, 64), torch.zeros(1, 2, 70)
     lse[:] = torch.logsumexp(q @ k.mT * 0.125, -1)
+    q, k, lse = backend.put((q, k, lse))
     dead = torch.zeros(70, dtype=torch.bool)
     dead[[0, 3, 17, 64, 69]] = True
     with backend.context():
@@ -151,7 +153,7 @@ def test_rows_without_a_sum_count_for_nothing(backend: Backend):
 def test_scale_that_is_not_positive(scale: float, backend: Backend):
     case = AttentionCase(scale=scale, sq=70)
     with backend.context():
-        got = call(case, case.inputs(torch.float32))
+        got = call(case, backend.put(case.inputs(torch.float32)))
     if scale == 0:
         assert (got["top_index"] == 0).all()
     check(case, torch.float32, got)
@@ -167,7 +169,7 @@ BITS = [  # longer than a CPU task's 384 keys, rows of several of its tiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", BITS, ids=lambda c: c.name)
 def test_threads_and_batch_do_not_change_bits(case, dtype, backend: Backend):
-    x = case.inputs(dtype)
+    x = backend.put(case.inputs(dtype))
     alone = {n: t[:1] if isinstance(t, Tensor) and t.dim() == 4 else t for n, t in x.items()}
     before, results = torch.get_num_threads(), []
     with backend.context():

@@ -28,8 +28,9 @@ def random_mask(b, h, sq, sk, share=0.4, **kwargs):
 
 
 def test_agrees_with_attention_under_the_same_boolean_mask(backend: Backend):
-    mask = random_mask(2, 1, 150, 210, block_size=64)
+    mask = backend.put(random_mask(2, 1, 150, 210, block_size=64))
     q, k, v = normal(2, 4, 150, 32), normal(2, 2, 210, 32, seed=1), normal(2, 2, 210, 32, seed=2)
+    q, k, v = backend.put((q, k, v))
     with backend.context():
         o = block_sparse_attention(q, k, v, mask, enable_gqa=True)
         dense = attn_ext.attention(q, k, v, attn_mask=mask.to_dense(), enable_gqa=True)
@@ -42,9 +43,9 @@ def test_agrees_with_attention_under_the_same_boolean_mask(backend: Backend):
     "options", [{"softcap": 0.8}, {"dropout_p": 0.4}, {"softcap": 2.0, "dropout_p": 0.1}], ids=str
 )
 def test_soft_cap_and_dropout_are_those_of_dense_attention(options, dtype, sq, backend: Backend):
-    mask = random_mask(2, 4, sq, 210, block_size=64)
+    mask = backend.put(random_mask(2, 4, sq, 210, block_size=64))
     if "dropout_p" in options:
-        options = options | {"dropout_seed": torch.tensor([5])}
+        options = options | {"dropout_seed": backend.put(torch.tensor([5]))}
     options = options | {"enable_gqa": True, "return_lse": True}
     found = []
     with backend.context():
@@ -52,11 +53,12 @@ def test_soft_cap_and_dropout_are_those_of_dense_attention(options, dtype, sq, b
             lambda *x: block_sparse_attention(*x, mask, **options),
             lambda *x: attn_ext.attention(*x, attn_mask=mask.to_dense(), **options),
         ):
-            q = normal(2, 4, sq, 32, dtype=dtype).requires_grad_()
-            k, v = (normal(2, 2, 210, 32, dtype=dtype, seed=n).requires_grad_() for n in (1, 2))
-            o, lse = call(q, k, v)
-            d_o, d_lse = normal(*o.shape, dtype=dtype, seed=3), normal(*lse.shape, seed=4)
-            found.append((o, lse, *torch.autograd.grad((o, lse), (q, k, v), (d_o, d_lse))))
+            q = normal(2, 4, sq, 32, dtype=dtype)
+            k, v = (normal(2, 2, 210, 32, dtype=dtype, seed=n) for n in (1, 2))
+            leaves = [backend.put(x).requires_grad_() for x in (q, k, v)]
+            o, lse = call(*leaves)
+            given = normal(*o.shape, dtype=dtype, seed=3), normal(*lse.shape, seed=4)
+            found.append((o, lse, *torch.autograd.grad((o, lse), leaves, backend.put(given))))
     # another weight dropped would show: the largest are 1
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(*found, atol=tolerance, rtol=tolerance)

@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_threads_do_not_change_bits(case: AttentionCase, dtype: torch.dtype, backend: Backend):
-    x = case.inputs(dtype)
+    x = backend.put(case.inputs(dtype))
     results = []
     before = torch.get_num_threads()
     with backend.context():
@@ -36,7 +36,7 @@ def test_threads_do_not_change_bits(case: AttentionCase, dtype: torch.dtype, bac
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_batch_does_not_change_bits(case: AttentionCase, dtype: torch.dtype, backend: Backend):
-    x = case.inputs(dtype)
+    x = backend.put(case.inputs(dtype))
     alone = {n: t[:1] if isinstance(t, torch.Tensor) and t.dim() == 4 else t for n, t in x.items()}
     with backend.context():
         together = attn_ext.attention(**x)
@@ -70,7 +70,7 @@ def assert_equal(results):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SUMMED, ids=lambda c: c.name)
 def test_threads_and_runs_do_not_change_gradients(case, dtype, backend: Backend):
-    x = case.inputs(dtype)
+    x = backend.put(case.inputs(dtype))
     results = []
     before = torch.get_num_threads()
     with backend.context():
@@ -85,7 +85,8 @@ def test_threads_and_runs_do_not_change_gradients(case, dtype, backend: Backend)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_batch_does_not_change_gradients(dtype, backend: Backend):
-    x = AttentionCase(sq=129, sk=203, mask="bool", sinks=True, dropout=0.2).inputs(dtype)
+    case = AttentionCase(sq=129, sk=203, mask="bool", sinks=True, dropout=0.2)
+    x = backend.put(case.inputs(dtype))
     given = cotangents(torch.empty(2, 4, 129, 64), torch.empty(2, 4, 129), 7)
     names = ("query", "key", "value", "attn_mask")
     alone = x | {n: x[n][:1] for n in names}
@@ -99,9 +100,8 @@ def test_batch_does_not_change_gradients(dtype, backend: Backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_packing_does_not_change_gradients(dtype, backend: Backend):
     case = VarlenCase(q_lengths=(70, 3), k_lengths=(90, 40), alibi=True, causal=True)
-    x = case.inputs(dtype)
-    first = {"cu_seqlens_q": torch.tensor([0, 70]), "cu_seqlens_k": torch.tensor([0, 90])}
-    alone = x | {n: t.int() for n, t in first.items()}
+    x = backend.put(case.inputs(dtype))
+    alone = x | {n: x[n][:2].contiguous() for n in ("cu_seqlens_q", "cu_seqlens_k")}
     alone |= {"query": x["query"][:70], "key": x["key"][:90], "value": x["value"][:90]}
     given = cotangents(torch.empty(73, 4, 64), torch.empty(4, 73), 7)
     with backend.context():

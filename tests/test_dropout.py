@@ -73,13 +73,12 @@ def test_grouped_queries_and_batch_dimensions():
 
 def test_packed_sequences_count_from_their_own_start(backend: Backend):
     lengths_q, lengths_k = (5, 0, 30, 1), (9, 3, 70, 0)
-    q = torch.zeros(36, 2, 16)
+    q, k = torch.zeros(36, 2, 16), torch.zeros(82, 2, 16)
     v = torch.eye(82)[:, None].expand(82, 2, 82)
     starts = [torch.tensor((0, *x)).cumsum(0).int() for x in (lengths_q, lengths_k)]
+    *inputs, seed = backend.put((q, k, v, *starts, SEED))
     with backend.context():
-        o = attn_ext.varlen_attention(
-            q, torch.zeros(82, 2, 16), v, *starts, dropout_p=0.3, dropout_seed=SEED
-        )
+        o = attn_ext.varlen_attention(*inputs, dropout_p=0.3, dropout_seed=seed).cpu()
     for b, (n, m) in enumerate(zip(lengths_q, lengths_k, strict=True)):
         i, j = int(starts[0][b]), int(starts[1][b])
         got = o[i : i + n, :, j : j + m].transpose(0, 1) * m
@@ -102,7 +101,7 @@ def test_share_and_independence(p):
 
 
 def test_all_dropped_is_zero_as_in_torch(backend: Backend):
-    q = torch.randn(1, 2, 33, 16, requires_grad=True)
+    q = backend.put(torch.randn(1, 2, 33, 16)).requires_grad_()
     with backend.context():
         o, lse = attn_ext.attention(q, q, q, dropout_p=1.0, return_lse=True)
         (grad,) = torch.autograd.grad(o.sum(), q)

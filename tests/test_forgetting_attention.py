@@ -25,7 +25,7 @@ def call_of(sq, sk, *, d=16, hq=2, hkv=2, b=1, dtype=torch.float32):
 
 
 def test_open_gates_are_causal_attention(backend: Backend):
-    q, k, v, gates = call_of(150, 150)
+    q, k, v, gates = backend.put(call_of(150, 150))
     with backend.context():
         o, lse = forgetting_attention(q, k, v, gates * 0, return_lse=True)
         expected = attn_ext.attention(q, k, v, is_causal=True, return_lse=True)
@@ -39,7 +39,7 @@ def test_large_sums_lose_nothing(backend: Backend):
     far = gates.clone()
     far[..., 1:100] = -4e4
     with backend.context():
-        late = forgetting_attention(q, k, v, far)[..., 100:, :]
+        late = forgetting_attention(*backend.put((q, k, v, far)))[..., 100:, :].cpu()
     exact = reference(*(x.double() for x in (q, k, v, far)))[..., 100:, :]
     torch.testing.assert_close(late.double(), exact, atol=2e-6, rtol=2e-6)
     assert running_sums(far, torch.float32)[..., 0, -1].abs().min() > 9e5

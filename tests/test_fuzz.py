@@ -77,15 +77,16 @@ def test_random_calls(backend: Backend, block: int):
     ran = 0
     for seed in range(block * 25, block * 25 + 25):
         call, dtype = random_call(seed)
+        there = backend.put(call)
         with backend.context():
-            reasons = attn_ext.why_not("attention", **call)
+            reasons = attn_ext.why_not("attention", **there)
             if reasons:
                 with pytest.raises((ValueError, TypeError, RuntimeError), match="^attention: "):
-                    attn_ext.attention(**call)
+                    attn_ext.attention(**there)
                 continue
-            o, lse = attn_ext.attention(**call, return_lse=True)
+            o, lse = attn_ext.attention(**there, return_lse=True)
             d = cotangents(o, lse, seed)
-            grads = gradients(attn_ext.attention, call, *d)
+            grads = gradients(attn_ext.attention, there, *d)
         ran += 1
         wide = for_reference(call, torch.float64)
         results = dict(zip(("o", "lse"), reference(**wide, return_lse=True), strict=True))
@@ -95,7 +96,7 @@ def test_random_calls(backend: Backend, block: int):
             terms = 1 if n in ("o", "lse") else 1 + results[n].abs().amax() if got.numel() else 1
             tolerance = max(TOLERANCE[dtype], TOLERANCE[got.dtype])
             torch.testing.assert_close(
-                got.double(),
+                got.cpu().double(),
                 results[n],
                 atol=float(tolerance * terms),
                 rtol=tolerance,

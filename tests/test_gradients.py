@@ -24,7 +24,7 @@ def test_matches_reference(
     gradient_variant: Variant, gradient_case: Case, dtype: torch.dtype, backend: Backend
 ):
     if dtype not in backend.dtypes:
-        x = gradient_case.inputs(dtype)
+        x = backend.put(gradient_case.inputs(dtype))
         with backend.context(), pytest.raises(TypeError, match="has no float64 kernel"):
             gradient_variant.fn(**x)
         return
@@ -54,7 +54,9 @@ def test_nonfinite_keys_that_nobody_sees_reach_no_gradient(case, keys, dtype, ba
     shape = (case.b, case.hq, case.sq)
     given = cotangents(torch.empty(*shape, case.dv), torch.empty(shape), 5)
     with backend.context():
-        expected, got = (gradients(attn_ext.attention, x, *given) for x in (clean, dirty))
+        expected, got = (
+            gradients(attn_ext.attention, backend.put(x), *given) for x in (clean, dirty)
+        )
     for n in ("key", "value"):
         assert not got[n][:, :, keys].any(), f"gradient of unseen {n}"
     for n, grad in got.items():
@@ -75,7 +77,8 @@ def test_nonfinite_keys_reach_only_the_rows_that_see_them(dtype, backend: Backen
     given = cotangents(torch.empty(*shape, case.dv), torch.empty(shape), 5)
     with backend.context():
         expected, got = (
-            gradients(attn_ext.attention, x, *given)["query"][unaffected] for x in (clean, dirty)
+            gradients(attn_ext.attention, backend.put(x), *given)["query"].cpu()[unaffected]
+            for x in (clean, dirty)
         )
     assert got.isfinite().all()
     torch.testing.assert_close(got, expected, atol=ROUNDING[dtype], rtol=ROUNDING[dtype])
@@ -95,8 +98,8 @@ def test_rows_without_keys_contribute_nothing(dtype, backend: Backend):
     bad_o, bad_lse = d_o.clone(), d_lse.clone()
     bad_o[:, :, rows], bad_lse[:, :, rows] = math.inf, math.nan
     with backend.context():
-        expected = gradients(attn_ext.attention, clean, d_o, d_lse)
-        got = gradients(attn_ext.attention, dirty, bad_o, bad_lse)
+        expected = gradients(attn_ext.attention, backend.put(clean), d_o, d_lse)
+        got = gradients(attn_ext.attention, backend.put(dirty), bad_o, bad_lse)
     for n in ("query", "attn_mask"):
         assert not got[n][:, :, rows].any(), f"gradient of {n}"
     for n, grad in got.items():
@@ -106,7 +109,7 @@ def test_rows_without_keys_contribute_nothing(dtype, backend: Backend):
 @pytest.mark.parametrize("seen", ["o", "lse"])
 def test_one_result_alone(seen, backend: Backend):
     """The cotangent of the other is undefined, which is zero."""
-    x = AttentionCase(sinks=True, softcap=1.5).inputs(torch.float32)
+    x = backend.put(AttentionCase(sinks=True, softcap=1.5).inputs(torch.float32))
     q = x["query"].requires_grad_()
     with backend.context():
         o, lse = attn_ext.attention(**x, return_lse=True)
@@ -118,14 +121,14 @@ def test_one_result_alone(seen, backend: Backend):
 
 def test_only_what_is_wanted(backend: Backend):
     """Each input alone gets the gradient that it gets beside the others."""
-    x = AttentionCase(mask="bias", sinks=True, alibi=True).inputs(torch.float32)
+    x = backend.put(AttentionCase(mask="bias", sinks=True, alibi=True).inputs(torch.float32))
     floats = [n for n, t in x.items() if isinstance(t, torch.Tensor)]
     shape = (2, 4, 37)
-    d_o, d_lse = cotangents(torch.empty(*shape, 64), torch.empty(shape), 5)
+    given = backend.put(cotangents(torch.empty(*shape, 64), torch.empty(shape), 5))
     with backend.context():
-        together = gradients(attn_ext.attention, x, d_o, d_lse)
+        together = gradients(attn_ext.attention, x, *given)
         for n in floats:
             leaf = x[n].detach().requires_grad_()
             o, lse = attn_ext.attention(**(x | {n: leaf}), return_lse=True)
-            (alone,) = torch.autograd.grad((o, lse), leaf, (d_o.float(), d_lse.float()))
+            (alone,) = torch.autograd.grad((o, lse), leaf, [d.float() for d in given])
             assert torch.equal(alone, together[n]), n

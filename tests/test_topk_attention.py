@@ -36,18 +36,18 @@ def test_agrees_with_attention_under_the_same_boolean_mask(backend: Backend):
     lists = torch.rand(2, 4, 70, 90, generator=g).topk(40).indices
     lists[..., 30:] = -1
     lists[:, :, 3] = -1
-    sinks = normal(4, seed=4)
-    options = {"enable_gqa": True, "sinks": sinks, "return_lse": True}
+    options = {"enable_gqa": True, "sinks": backend.put(normal(4, seed=4)), "return_lse": True}
+    q, k, v, lists, mask = backend.put((q, k, v, lists, mask_of(lists, 90)))
     with backend.context():
         found = topk_attention(q, k, v, lists, **options)
-        dense = attn_ext.attention(q, k, v, mask_of(lists, 90), **options)
+        dense = attn_ext.attention(q, k, v, mask, **options)
     torch.testing.assert_close(found, dense, atol=2e-6, rtol=2e-6)
 
 
 def test_a_key_that_is_listed_twice_has_twice_the_weight(backend: Backend):
     q, k = normal(1, 1, 1, 16), normal(1, 1, 3, 16, seed=1)
     with backend.context():
-        o = topk_attention(q, k, k, torch.tensor([[[[2, -1, 0, 2]]]]))
+        o = topk_attention(*backend.put((q, k, k, torch.tensor([[[[2, -1, 0, 2]]]])))).cpu()
     weights = torch.exp((q @ k.mT)[..., [0, 2]] / 4) * torch.tensor([1, 2])
     expected = (weights / weights.sum()) @ k[:, :, [0, 2]]
     torch.testing.assert_close(o, expected, atol=1e-6, rtol=1e-6)
@@ -206,7 +206,7 @@ def results_of(x, given=GIVEN):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_bits_do_not_depend_on_threads(case, dtype, backend: Backend):
-    before, found, x = torch.get_num_threads(), [], case.inputs(dtype)
+    before, found, x = torch.get_num_threads(), [], backend.put(case.inputs(dtype))
     with backend.context():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
@@ -221,7 +221,7 @@ def test_bits_do_not_depend_on_threads(case, dtype, backend: Backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_bits_do_not_depend_on_the_batch(case, dtype, backend: Backend):
-    x = case.inputs(dtype)
+    x = backend.put(case.inputs(dtype))
     alone = x | {n: x[n][:1] for n in ("query", "key", "value", "indices")}
     with backend.context():
         together, apart = results_of(x), results_of(alone, [d[:1] for d in GIVEN])
@@ -256,8 +256,8 @@ def test_nothing_of_unlisted_keys_or_empty_queries_reaches_a_gradient(backend: B
     bad_o, bad_lse = d_o.clone(), d_lse.clone()
     bad_o[:, :, empty], bad_lse[:, :, empty] = torch.inf, torch.nan
     with backend.context():
-        expected = gradients(topk_attention, clean, d_o, d_lse)
-        got = gradients(topk_attention, dirty, bad_o, bad_lse)
+        expected = gradients(topk_attention, backend.put(clean), d_o, d_lse)
+        got = gradients(topk_attention, backend.put(dirty), bad_o, bad_lse)
     for n, grad in got.items():
         assert torch.equal(grad, expected[n]), n
     for name, part in (("key", unseen), ("value", unseen), ("query", empty)):
@@ -265,15 +265,15 @@ def test_nothing_of_unlisted_keys_or_empty_queries_reaches_a_gradient(backend: B
 
 
 def test_only_what_is_wanted(backend: Backend):
-    x = CASES[1].inputs(torch.float32)
+    x = backend.put(CASES[1].inputs(torch.float32))
     floats = [n for n, t in x.items() if isinstance(t, torch.Tensor) and t.is_floating_point()]
-    d_o, d_lse = cotangents(torch.empty(2, 6, 40, 64), torch.empty(2, 6, 40), 5)
+    given = backend.put(cotangents(torch.empty(2, 6, 40, 64), torch.empty(2, 6, 40), 5))
     with backend.context():
-        together = gradients(topk_attention, x, d_o, d_lse)
+        together = gradients(topk_attention, x, *given)
         for n in floats:
             leaf = x[n].detach().requires_grad_()
             results = topk_attention(**(x | {n: leaf}), return_lse=True)
-            (alone,) = torch.autograd.grad(results, leaf, (d_o.float(), d_lse.float()))
+            (alone,) = torch.autograd.grad(results, leaf, [d.float() for d in given])
             assert torch.equal(alone, together[n]), n
 
 

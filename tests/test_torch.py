@@ -71,7 +71,7 @@ def test_varlen_compiles():
 
 
 def test_inference_mode_and_no_grad(backend: Backend):
-    q = torch.randn(1, 2, 4, 8, requires_grad=True)
+    q = backend.put(torch.randn(1, 2, 4, 8)).requires_grad_()
     with backend.context():
         with torch.no_grad():
             o = attn_ext.attention(q, q, q)
@@ -81,7 +81,8 @@ def test_inference_mode_and_no_grad(backend: Backend):
 
 
 def test_concurrent_calls(backend: Backend):
-    xs = [AttentionCase(sq=20 + i, sk=31, causal=True).inputs(torch.float32, i) for i in range(8)]
+    cases = [AttentionCase(sq=20 + i, sk=31, causal=True) for i in range(8)]
+    xs = [backend.put(case.inputs(torch.float32, i)) for i, case in enumerate(cases)]
     with backend.context():
         alone = [attn_ext.attention(**x) for x in xs]
         with ThreadPoolExecutor(4) as pool:

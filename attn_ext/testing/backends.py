@@ -4,10 +4,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from attn_ext import _C
+from attn_ext.block_mask import BlockMask
 from attn_ext.testing.ptx import ptx, ptx_available
 from attn_ext.testing.simt import BUILDS, SCHEDULES, simt
 
@@ -16,12 +19,32 @@ CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a call runs: enter `context()` and put the tensors on `device`."""
+    """Where a call runs: `put` its inputs there and enter `context()`."""
 
     name: str
     context: Callable[[], AbstractContextManager[None]]
     device: str = "cpu"
     dtypes: tuple[torch.dtype, ...] = (torch.float64, *CUDA_DTYPES)
+
+    def put(self, x: Any) -> Any:
+        """Return x with its tensors and block masks on the device; x may be a dict or a tuple.
+
+        Strides, gaps and offsets stay: `.to()` alone would close the gaps.
+        """
+        if isinstance(x, Tensor):
+            return x if x.device.type == self.device else _copy(x, self.device)
+        if isinstance(x, BlockMask):
+            return x.to(self.device)
+        if isinstance(x, dict):
+            return {n: self.put(value) for n, value in x.items()}
+        return tuple(map(self.put, x)) if isinstance(x, tuple) else x
+
+
+def _copy(x: Tensor, device: str) -> Tensor:
+    numbers = x.untyped_storage().nbytes() // x.element_size()
+    whole = x.detach().as_strided((numbers,), (1,), 0).to(device)
+    there = whole.as_strided(x.shape, x.stride(), x.storage_offset())
+    return there.requires_grad_(x.requires_grad)
 
 
 @contextlib.contextmanager

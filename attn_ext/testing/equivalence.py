@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_ext.block_mask import BlockMask
 from attn_ext.ops.dropout import dropout_mask
 from attn_ext.testing.backends import Backend
 from attn_ext.variants.record import Case, Variant
@@ -26,14 +25,6 @@ class Comparison:
     bound: float
     lse_error: float
     lse_bound: float
-
-
-def moved(inputs: dict[str, Any], backend: Backend) -> dict[str, Any]:
-    """Return the same call with its tensors and masks on the backend's device."""
-    return {
-        n: x.to(backend.device) if isinstance(x, Tensor | BlockMask) else x
-        for n, x in inputs.items()
-    }
 
 
 def for_reference(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -96,9 +87,9 @@ def check(
 ) -> Comparison:
     """Compare a case on a backend with the reference; AssertionError where the rule is broken."""
     inputs = case.inputs(dtype, seed) | variant.with_lse
-    there = moved(inputs, backend)
     with backend.context():
-        o, lse = variant.fn(**there)
+        o, lse = variant.fn(**backend.put(inputs))
+    assert o.device.type == lse.device.type == backend.device
     o, lse = o.cpu(), lse.cpu()
     exact, exact_lse = variant.reference(**for_reference(inputs, torch.float64))
     naive, naive_lse = variant.reference(**for_reference(inputs, dtype))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attn_ext.testing.backends import Backend
-from attn_ext.testing.equivalence import bound, for_reference, largest_error, moved, same_nonfinite
+from attn_ext.testing.equivalence import bound, for_reference, largest_error, same_nonfinite
 from attn_ext.variants.record import Case, Variant
 
 
@@ -72,14 +72,14 @@ def check_gradients(
     inputs, lse = case.inputs(dtype, seed), variant.with_lse
     wide, same = (for_reference(inputs, t) for t in (torch.float64, dtype))
     given = cotangents(*variant.reference(**wide, **lse), seed + 1)
-    there = moved(inputs, backend)
     with backend.context():
-        ours = gradients(variant.fn, there, *given, with_lse=lse)
+        ours = gradients(variant.fn, backend.put(inputs), *given, with_lse=lse)
     exact = gradients(variant.reference, wide, *given, allow_unused=True, with_lse=lse)
     naive = gradients(variant.reference, same, *given, allow_unused=True, with_lse=lse)
     assert ours.keys() == exact.keys()
     for n, grad in ours.items():
         assert grad.shape == exact[n].shape and grad.dtype == inputs[n].dtype, f"{n}: {grad.shape}"
+        assert grad.device.type == backend.device, n
         grad = grad.cpu()
         same_nonfinite(grad, exact[n], n)
         error = largest_error(grad, exact[n])
