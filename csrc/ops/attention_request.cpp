@@ -210,7 +210,7 @@ class Reader {
     int* longest[] = {&p_.Sq, &p_.Sk};
     for (int i = 0; i < 2; ++i) {
       const int total = *longest[i];
-      if (a_.q.is_cpu()) {
+      if (cu[i]->is_cpu()) {
         const int found = longest_sequence(static_cast<const int32_t*>(cu[i]->const_data_ptr()),
                                            cu[i]->numel(), total);
         const char* side = i ? "k" : "q";
