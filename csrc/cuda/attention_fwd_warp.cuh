@@ -88,7 +88,8 @@ struct AttentionWarp {
   __device__ __forceinline__ void products(float (&s)[M][KV / 8][4]) const {
     const auto q = q_address.here();
     const auto keys = k_address.here();
-#pragma unroll
+    // Unrolled more, General's loads of D 256 are moved up until registers run out.
+#pragma unroll(Score::LINEAR || D <= 192 ? D / 16 : 4)
     for (int k = 0; k < D / 16; ++k) {
       if constexpr (Tile::Q_IN_REGISTERS) {
         multiply_nt(s, q_frag[k], keys, k * 16);
