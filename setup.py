@@ -14,7 +14,13 @@ from pathlib import Path
 import pybind11
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from torch.utils.cpp_extension import (
+    CUDA_HOME,
+    BuildExtension,
+    CppExtension,
+    CUDAExtension,
+    _get_cuda_arch_flags,
+)
 
 ROOT = Path(__file__).parent.resolve()
 WRAPPERS = Path("build") / "targets"
@@ -79,12 +85,20 @@ def wants_cuda() -> bool:
     return possible and setting != "0"
 
 
+def cuda_architectures() -> str:
+    """Return what nvcc will be asked for as in TORCH_CUDA_ARCH_LIST, its names resolved."""
+    built = {}
+    for flag in _get_cuda_arch_flags():
+        kind, major, minor = re.search(r"code=(sm|compute)_(\d+)(\d[a-z]?)$", flag).groups()
+        built.setdefault(f"{major}.{minor}", set()).add(kind)
+    return " ".join(x + "+PTX" * ("compute" in kinds) for x, kinds in built.items())
+
+
 def cuda_macros() -> list[tuple[str, str | None]]:
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "native")
     return [
         ("ATX_WITH_CUDA", None),
         ("USE_CUDA", None),
-        ("ATX_CUDA_ARCHITECTURES", f'"{architectures}"'),
+        ("ATX_CUDA_ARCHITECTURES", f'"{cuda_architectures()}"'),
     ]
 
 

@@ -84,6 +84,13 @@ def _emulator() -> str:
     return f"{folder} ({state})"
 
 
+def _runs_on_gpu() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU"
+    reason = _C.why_not_gpu(*torch.cuda.get_device_capability(), _C.cuda_architectures)
+    return f"no: {reason}" if reason else "yes"
+
+
 def _targets_table():
     made = report.table(
         "Targets", "target", "runs here", "serves", "dtypes", "largest head dim", left=4
@@ -91,7 +98,7 @@ def _targets_table():
     chosen = _C.cpu_target()
     for name, row in _C.targets().items():
         if name == "gpu":
-            runs, serves = ("yes" if torch.cuda.is_available() else "no GPU"), "CUDA tensors"
+            runs, serves = _runs_on_gpu(), "CUDA tensors"
         elif name == "simt":
             runs, serves = "yes", "CPU tensors inside attn_ext.testing.simt()"
         else:

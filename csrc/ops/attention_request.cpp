@@ -333,7 +333,7 @@ class Reader {
 
   void check_target() {
     std::string reason;
-    r_.kernels = kernels_for(a_.q.is_cuda(), &reason);
+    r_.kernels = kernels_for(a_.q.is_cuda(), a_.q.get_device_index(), &reason);
     if (!reasons_.check(r_.kernels != nullptr, Kind::runtime, [&] { return reason; })) return;
     if (p_.dtype != DType::boolean)
       reasons_.check(r_.kernels->dtypes & bit(p_.dtype), Kind::type, [&] {

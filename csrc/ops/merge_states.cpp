@@ -50,7 +50,7 @@ class Merge {
     check_lse("lse_a", lse_a);
     check_lse("lse_b", lse_b);
     std::string reason;
-    kernels_ = kernels_for(o_a.is_cuda(), &reason);
+    kernels_ = kernels_for(o_a.is_cuda(), o_a.get_device_index(), &reason);
     reasons_.check(kernels_ != nullptr, ErrorKind::runtime, [&] { return reason; });
     if (kernels_)
       reasons_.check(kernels_->dtypes & bit(p.dtype), ErrorKind::type, [&] {

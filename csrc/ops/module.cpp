@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "architecture.h"
 #include "check.h"
 #include "targets.h"
 
@@ -60,6 +61,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_cpu", &atx::ops::use_cpu, py::arg("target"),
         "Serve CPU tensors with this target from now on.");
   m.def("built_with_cuda", &atx::ops::built_with_cuda);
+  m.def("why_not_gpu", &atx::ops::why_not_gpu, py::arg("major"), py::arg("minor"),
+        py::arg("architectures"),
+        "Why kernels built for these architectures do not run on a GPU of this compute capability; "
+        "empty where they do.");
   m.def("load_simt", &atx::ops::load_simt, py::arg("path"),
         "Load the emulator library; attn_ext.testing.simt() does it.");
   m.def("use_simt", &atx::ops::use_simt, py::arg("on"),

@@ -14,6 +14,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "architecture.h"
+
 namespace atx {
 #define ATX_ROW(target)         \
   namespace target {            \
@@ -168,10 +170,11 @@ void use_simt(bool on) {
 
 bool wants_buffers() { return simt_on; }
 
-const Kernels* kernels_for(bool is_cuda, std::string* reason) {
+const Kernels* kernels_for(bool is_cuda, [[maybe_unused]] int device_index, std::string* reason) {
   if (!is_cuda) return simt_on ? simt_row.load() : chosen_cpu().load();
 #if defined(ATX_WITH_CUDA)
-  return &gpu::kernels;
+  *reason = why_not_device(device_index);
+  return reason->empty() ? &gpu::kernels : nullptr;
 #else
   *reason =
       "attn_ext was built without CUDA kernels. Install it where nvcc and a CUDA build of torch "

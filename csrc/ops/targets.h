@@ -7,8 +7,8 @@
 
 namespace atx::ops {
 
-// The row for tensors of this device. Null with `reason` set when there is none.
-const Kernels* kernels_for(bool is_cuda, std::string* reason);
+// The row for tensors of this device. Null with `reason` set when there is none that runs there.
+const Kernels* kernels_for(bool is_cuda, int device_index, std::string* reason);
 // The services that row needs. `buffers` must outlive the call; only the emulator asks for them.
 Exec exec_for(bool is_cuda, int device_index, const std::vector<Buffer>& buffers);
 bool wants_buffers();
