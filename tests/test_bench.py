@@ -28,6 +28,7 @@ block_masks, ceilings, correctness, machine, measure, memory = map(
 peers, run, suites = map(bench_module, ("peers", "run", "suites"))
 
 SMALL = AttentionCase(b=1, hq=2, hkv=2, sq=33, sk=33, d=16, dv=16)
+BENCH = ["bench", "--device", "cpu"]  # not also on a GPU that may be there
 TINY = suites.Suite(
     "two small calls",
     (
@@ -277,7 +278,7 @@ def test_other_results_of_torch_are_refused(cpu_backend, monkeypatch):
 
 @pytest.mark.usefixtures("tiny")
 def test_bench_prints_and_writes_every_timing(tmp_path):
-    result = CliRunner().invoke(main, ["bench", "--json", str(tmp_path / "r.json")])
+    result = CliRunner().invoke(main, [*BENCH, "--json", str(tmp_path / "r.json")])
     assert result.exit_code == 0, result.output
     assert "B1 H2 S33 D16" in result.output and "2 x S5..9" in result.output
     assert "fewer than the 20 that a claim needs" in result.output
@@ -297,7 +298,7 @@ def test_bench_prints_and_writes_every_timing(tmp_path):
 
 @pytest.mark.usefixtures("tiny", "wrong_attention")
 def test_bench_does_not_time_wrong_cases(tmp_path):
-    result = CliRunner().invoke(main, ["bench", "--json", str(tmp_path / "r.json")])
+    result = CliRunner().invoke(main, [*BENCH, "--json", str(tmp_path / "r.json")])
     assert result.exit_code == 1
     assert "WRONG" in result.output and "not timed B1 H2 S33 D16 float32" in result.output
     dense, packed = json.loads((tmp_path / "r.json").read_text())["results"]
@@ -313,7 +314,7 @@ def test_bench_compares_sparse_calls_with_dense_attention(tmp_path, monkeypatch)
     )
     monkeypatch.setitem(suites.SUITES, "sparse", suites.Suite("all", cases, rounds=3))
     monkeypatch.setattr(peers.shutil, "which", lambda name: None)  # no FlexAttention
-    args = ["bench", "--suite", "sparse", "--json", str(tmp_path / "r.json")]
+    args = [*BENCH, "--suite", "sparse", "--json", str(tmp_path / "r.json")]
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 0, result.output
     assert "vs dense" in result.output and "B2 H4:2 6x9 kernel 3x5 D16" in result.output
@@ -336,7 +337,7 @@ def test_goals_are_reached_or_missed(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(suites.SUITES, "quick", suites.Suite("goals", cases, rounds=3))
     path = tmp_path / "r.json"
-    result = CliRunner().invoke(main, ["bench", "--json", str(path)])
+    result = CliRunner().invoke(main, [*BENCH, "--json", str(path)])
     assert result.exit_code == 0, result.output
     for words in ("1e-09 reached", "1e+09 missed", "1e-09 vs reference reached", "2 of 3 reached"):
         assert words in result.output
@@ -348,8 +349,7 @@ def test_goals_are_reached_or_missed(tmp_path, monkeypatch):
 def test_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "ratios.png"
-    args = ["bench", "attention", "--rounds", "3", "--plot", str(path)]
-    result = CliRunner().invoke(main, args)
+    result = CliRunner().invoke(main, [*BENCH, "attention", "--rounds", "3", "--plot", str(path)])
     assert result.exit_code == 0, result.output
     assert "varlen" not in result.output
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -361,7 +361,7 @@ def test_plot_is_a_picture(tmp_path):
 
 @pytest.mark.usefixtures("tiny")
 def test_threads_and_targets_are_grouped():
-    args = ["bench", "attention", "--rounds", "3", "--target", "scalar"]
+    args = [*BENCH, "attention", "--rounds", "3", "--target", "scalar"]
     result = CliRunner().invoke(main, [*args, "--threads", "1", "--threads", "2"])
     assert result.exit_code == 0, result.output
     titles = [line.strip() for line in result.output.splitlines()]
@@ -371,7 +371,7 @@ def test_threads_and_targets_are_grouped():
 def test_accuracy_compares_with_torch(monkeypatch):
     case = suites.BenchCase(SMALL, (torch.float32, torch.bfloat16))
     monkeypatch.setattr(bench_module("__main__"), "ACCURACY", (case,))
-    result = CliRunner().invoke(main, ["bench", "--suite", "accuracy"])
+    result = CliRunner().invoke(main, [*BENCH, "--suite", "accuracy"])
     assert result.exit_code == 0, result.output
     assert result.output.count("B1 H2 S33 D16") == 2 and "e-07" in result.output
 

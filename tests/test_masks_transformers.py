@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", "5.23")
 
 from transformers.models.big_bird import modeling_big_bird as big_bird  # noqa: E402
 

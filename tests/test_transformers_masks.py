@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", "5.23")
 
 from transformers.masking_utils import (  # noqa: E402
     and_masks,
