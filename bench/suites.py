@@ -123,8 +123,8 @@ def _decode(
     return BenchCase(shape, dtypes, cold=True)
 
 
-def _small(s: int) -> BenchCase:
-    return BenchCase(AttentionCase(b=1, hq=1, hkv=1, sq=s, sk=s), (FP32,))
+def _small(s: int, dtypes: tuple[torch.dtype, ...] = (FP32,)) -> BenchCase:
+    return BenchCase(AttentionCase(b=1, hq=1, hkv=1, sq=s, sk=s), dtypes)
 
 
 def _packed(lengths: tuple[int, ...]) -> BenchCase:
@@ -269,7 +269,7 @@ SUITES: dict[str, Suite] = {
     ),
     "small-calls": Suite(
         "the overhead of a call: one head, few tokens",
-        tuple(_small(s) for s in (1, 2, 4, 8, 16, 32, 64)),
+        tuple(_small(s, (FP32, BF16)) for s in (1, 2, 4, 8, 16, 32, 64)),
     ),
 }
 

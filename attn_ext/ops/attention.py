@@ -1,14 +1,15 @@
 """The attention family: torch.ops.attn_ext.attention_fwd and varlen_attention_fwd, typed.
 
 Argument checks live in csrc/ops/attention_request.cpp, once for every target; here are only the
-options that never reach a kernel, and the shortcut past autograd. Fakes, gradients and transforms
-are registered by the files beside this one.
+options that never reach a kernel, and the shortcuts past autograd and past the dispatcher. Fakes,
+gradients and transforms are registered by the files beside this one.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from attn_ext import _C
 from attn_ext.ops.differentiable import call
 
 CAUSAL_ALIGN = ("top_left", "bottom_right")
@@ -68,6 +69,30 @@ def _call(name: str, tensors: tuple[Tensor | None, ...], *options):
         return call(name, *tensors, *options)
     with torch._C._AutoDispatchBelowAutograd():
         return _OPS[name](*tensors, *options)
+
+
+def direct_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    softcap: float,
+    window: tuple[int, int],
+    bottom_right: bool,
+    enable_gqa: bool,
+) -> Tensor | None:
+    """Return o past torch's dispatcher, or None where that has more to do than call a kernel.
+
+    csrc/ops/direct.cpp has the conditions, but for those that only Python knows.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or type(q) is not Tensor
+        or not q.is_cpu
+    ):
+        return None
+    return _C.direct_attention(q, k, v, scale, softcap, *window, bottom_right, enable_gqa)
 
 
 def attention_fwd(

@@ -111,11 +111,19 @@ def attention(
     >>> o.shape, lse.shape
     (torch.Size([2, 8, 100, 32]), torch.Size([2, 8, 100]))
     """
+    window = ops.window("attention", window_size, is_causal)
+    bottom_right = ops.bottom_right("attention", causal_align)
+    if attn_mask is alibi_slopes is sinks is None and not (dropout_p or return_lse or return_stats):
+        o = ops.direct_attention(
+            query, key, value, scale, softcap, window, bottom_right, enable_gqa
+        )
+        if o is not None:
+            return o
     options = {
         "scale": ops.default_scale(query) if scale is None else scale,
         "softcap": softcap,
-        "window": ops.window("attention", window_size, is_causal),
-        "bottom_right": ops.bottom_right("attention", causal_align),
+        "window": window,
+        "bottom_right": bottom_right,
     }
     seed = ops.dropout_seed(query, dropout_p, dropout_seed)
     tensors = (query, key, value, attn_mask, alibi_slopes, sinks, seed)

@@ -5,6 +5,7 @@
 
 #include "architecture.h"
 #include "check.h"
+#include "direct.h"
 #include "targets.h"
 
 namespace py = pybind11;
@@ -69,6 +70,7 @@ PYBIND11_MODULE(_C, m) {
         "Load the emulator library; attn_ext.testing.simt() does it.");
   m.def("use_simt", &atx::ops::use_simt, py::arg("on"),
         "Serve CPU tensors with the emulator; attn_ext.testing.simt() does it.");
+  atx::ops::define_direct_attention(m);
   m.attr("compiler") = __VERSION__;
 #if defined(ATX_WITH_CUDA)
   m.attr("cuda_architectures") = ATX_CUDA_ARCHITECTURES;
