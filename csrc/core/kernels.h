@@ -44,6 +44,8 @@ struct Kernels {
   Status (*topk_attention_bwd)(const TopkAttentionBwdParams&, const Exec&);
   Status (*merge_states)(const MergeStatesParams&, const Exec&);
   Status (*merge_states_bwd)(const MergeStatesBwdParams&, const Exec&);
+  // How many floats of workspace attention_fwd wants for this call. null: never any.
+  int64_t (*attention_fwd_workspace)(const AttentionParams&);
   const KernelInfo* catalogue;
   int catalogue_size;
 };

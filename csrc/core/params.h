@@ -82,6 +82,9 @@ struct AttentionParams {
   int window_left,
       window_right;   // keys kept around the diagonal, inclusive; NO_WINDOW: all. Causal: right = 0
   bool bottom_right;  // the diagonal ends at (Sq - 1, Sk - 1) instead of starting at (0, 0)
+
+  // As many floats as Kernels::attention_fwd_workspace asks for; null: none. Forward only.
+  float* workspace;
 };
 
 // The gradients of attention, from those of o and of lse. With P the weights, M the dropout's

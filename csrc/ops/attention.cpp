@@ -79,11 +79,21 @@ class Call {
     p_.mask.batch = stride(MASK), p_.alibi_slopes.batch = stride(ALIBI),
     p_.sinks.batch = stride(SINKS);
     int64_t index[MAX_BATCH_DIMS] = {};
+    take_workspace();
     const int64_t launches = inner <= 0 ? 1 : r_.batch.total() / r_.batch.size[inner];
     for (int64_t i = 0; i < launches; ++i) {
       launch(index);
       for (int d = inner - 1; d >= 0 && ++index[d] == r_.batch.size[d]; --d) index[d] = 0;
     }
+  }
+
+  // One for all launches, which follow one another on one stream.
+  void take_workspace() {
+    const auto floats_for = r_.kernels->attention_fwd_workspace;
+    const int64_t floats = floats_for ? floats_for(p_) : 0;
+    if (floats == 0) return;
+    workspace_ = torch::stable::new_empty(a_.q, {&floats, 1}, ScalarType::Float);
+    p_.workspace = static_cast<float*>(workspace_->mutable_data_ptr());
   }
 
   // The kernel on the slice at `index` of the batch dimensions around the kernel's own.
@@ -117,7 +127,7 @@ class Call {
   const Arguments& a_;
   AttentionRequest r_;
   AttentionParams& p_;
-  std::optional<Tensor> o_, lse_;
+  std::optional<Tensor> o_, lse_, workspace_;
 };
 
 Arguments dense(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,

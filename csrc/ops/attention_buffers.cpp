@@ -82,6 +82,8 @@ std::vector<Buffer> forward_buffers(const Arguments& a, const AttentionRequest& 
          {f.batch, f.head, p.Sk, 1},
          false});
   b.add({"seed", p.seed, 8, 1, {1}, {1}, false});
+  if (p.workspace)
+    b.add({"workspace", p.workspace, 4, 1, {r.kernels->attention_fwd_workspace(p)}, {1}, true});
   if (a.blocks)
     for (const auto& [name, data, tensor] :
          {std::tuple<const char*, const void*, const Tensor*>{"visited", p.blocks.visited,
