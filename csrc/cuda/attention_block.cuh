@@ -15,6 +15,14 @@ inline int64_t attention_blocks(const AttentionParams& p, int block_q) {
   return (int64_t(p.Sq) + block_q - 1) / block_q * p.Hq * p.B;
 }
 
+// A block's rows of a head's sq.
+struct BlockRows {
+  static constexpr bool GROUPED = false;
+  int sq, first;
+  __device__ __forceinline__ bool exists(int row) const { return first + row < sq; }
+  __device__ __forceinline__ int position(int row) const { return first + row; }
+};
+
 // Grid index → rows [q0, q1) of one head. Blocks of one key head are neighbors, so that they share
 // K and V in L2. Late rows come first: a causal row sees the more keys the later it is, and the
 // longest blocks should not start last.
@@ -32,6 +40,7 @@ struct AttentionBlock {
     q0 = (tiles - 1 - tile) * block_q;
     q1 = q0 + block_q < seq.sq ? q0 + block_q : seq.sq;
   }
+  __device__ __forceinline__ BlockRows rows(const AttentionParams&) const { return {seq.sq, q0}; }
 };
 
 // The tile of KV keys that comes after the one at kv0 where keys are visited from the last to the

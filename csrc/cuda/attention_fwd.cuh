@@ -23,6 +23,7 @@
 #pragma once
 #include "csrc/core/kernels.h"
 #include "csrc/core/score.h"
+#include "csrc/cuda/attention_fwd_chunk.cuh"
 #include "csrc/cuda/attention_fwd_warp.cuh"
 #include "csrc/cuda/nonfinite.cuh"
 
@@ -34,7 +35,7 @@ namespace atx::ATX_TARGET {
 template <class Tile, class Score, class Stream>
 __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const AttentionParams& p,
                                        Stream& k, Stream& v, int kv0, int next, int first) {
-  constexpr int KV = Tile::BLOCK_KV, M = Tile::M, THREADS = Tile::THREADS;
+  constexpr int KV = AttentionWarp<Tile, Score>::KV, M = Tile::M, THREADS = Tile::THREADS;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
   simt::sync();  // K has landed for every thread, and no warp still reads the last V, which is
@@ -66,7 +67,8 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
   }
   if (!idle) warp.accumulate(weights);
   if (split && !idle)
-    add_nonfinite(warp.o, weights, FragmentAddress<decltype(smem.k)>(smem.k, 0, warp.lane()));
+    add_nonfinite(warp.o, weights,
+                  FragmentAddress<decltype(smem.k)>(smem.k, warp.first_key(), warp.lane()));
   simt::sync();  // no warp still reads the marks in K's place, which is overwritten now
   k.step_back(kv0 - next);
   v.step_back(kv0 - next);
@@ -81,7 +83,7 @@ template <class Tile, class Score, class Stream>
 __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
                                              const AttentionParams& p, Stream& k, Stream& v,
                                              int kv0, int next, int first) {
-  constexpr int KV = Tile::BLOCK_KV, M = Tile::M;
+  constexpr int KV = AttentionWarp<Tile, Score>::KV, M = Tile::M;
   constexpr bool GENERAL = !Score::LINEAR && !Score::SPARSE;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
@@ -115,25 +117,25 @@ __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
 }
 
 template <class Tile, class Score>
-__global__ void __launch_bounds__(Tile::THREADS, 2)
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     attention_fwd(const __grid_constant__ AttentionParams p) {
   using T = typename Tile::T;
   constexpr int KV = Tile::BLOCK_KV, THREADS = Tile::THREADS;
-  const AttentionBlock block(p, Tile::BLOCK_Q);
-  const auto [b, h, h_kv, q0, q1, seq] = block;
+  const typename Owned<Tile>::Block block(p, Tile::BLOCK_Q);
+  const int b = block.b, h_kv = block.h_kv, q0 = block.q0, q1 = block.q1;
+  const Sequence seq = block.seq;
   if (q0 >= seq.sq) return;  // a shorter sequence than the longest
-  const Score score(p, seq, b, h);
-  const GlobalMatrix<const T> q(p.q, p.q_stride, b, h, seq.q_row, seq.sq, p.D);
+  const Score score(p, seq, b, block.h);
   const GlobalMatrix<const T> k(p.k, p.k_stride, b, h_kv, seq.k_row, seq.sk, p.D);
   const GlobalMatrix<const T> v(p.v, p.v_stride, b, h_kv, seq.k_row, seq.sk, p.Dv);
   FwdSmem<Tile>& smem = simt::shared<FwdSmem<Tile>>();
 
   // Tiles of keys from the last to the first: the diagonal of a causal mask, and what is near it,
   // sets the bases.
-  const int begin = score.kv_begin(q0, q1), end = score.kv_end(q0, q1);
+  const auto [begin, end] = keys_of(p, block, score);
   const int first = begin / KV * KV;
   int kv0 = begin < end ? (end - 1) / KV * KV : first - KV;
-  TileStream<decltype(smem.q), THREADS>(q, q0).load(smem.q, q0);
+  load_queries<THREADS>(smem.q, p, block);
   simt::cp_async_commit();
   TileStream<decltype(smem.k), THREADS> k_stream(k, kv0), v_stream(v, kv0);
   if (kv0 >= first) k_stream.load(smem.k, kv0);
@@ -146,7 +148,7 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
     simt::sync();  // every warp reads what all threads have negated
   }
 
-  AttentionWarp<Tile, Score> warp(smem, score, block, exponential);
+  AttentionWarp<Tile, Score> warp(smem, score, block.rows(p), exponential);
   warp.keep_q();
   const auto before = [&](int j) { return tile_before<KV>(score, q0, q1, j); };
   // General's kernels ask tile by tile what masks it.
@@ -177,12 +179,16 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
   }
 
   // Found again, not kept: the loop needs the registers.
-  const AttentionBlock out(p, Tile::BLOCK_Q);
-  const GlobalMatrix<T> o(p.o, p.o_stride, out.b, out.h, out.seq.q_row, out.seq.sq, p.Dv);
-  simt::sync_warp();  // no lane still reads this warp's rows of Q, which the output overwrites
-  warp.finish(out, sink_of(p, out), lse_rows(p, out));
-  simt::sync_warp();  // lanes store what others have written
-  store_rows<16 * Tile::M, 32>(o, out.q0 + warp.first_row(), smem.q, warp.first_row());
+  const typename Owned<Tile>::Block out(p, Tile::BLOCK_Q);
+  if constexpr (Tile::SPLIT) {
+    finish_chunk(warp, p, out);
+  } else {
+    simt::sync_warp();  // no lane still reads this warp's rows of Q, which the output overwrites
+    warp.finish(out, sink_of(p, out), lse_rows(p, out));
+    simt::sync_warp();  // lanes store what others have written
+    store_rows<16 * Tile::M, 32>(output_of<T>(p, out), out.q0 + warp.first_row(), smem.q,
+                                 warp.first_row());
+  }
 }
 
 template <class T, class Score>
@@ -191,6 +197,17 @@ Status launch_attention_fwd(const AttentionParams& p, const Exec& exec) {
     using Tile = FwdTile<T, D, Score::LINEAR>;
     static_assert(sizeof(FwdSmem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd<Tile, Score>, attention_blocks(p, Tile::BLOCK_Q),
+                        Tile::THREADS, Tile::SHARED_BYTES, exec.stream, p);
+  });
+}
+
+// The chunks of a call of few queries, into the workspace.
+template <class T, class Score>
+Status launch_attention_fwd_split(const AttentionParams& p, const Exec& exec) {
+  return with_coarse_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
+    using Tile = SplitTile<T, D, Score::LINEAR>;
+    static_assert(sizeof(FwdSmem<Tile>) == Tile::SHARED_BYTES);
+    return simt::launch(attention_fwd<Tile, Score>, split_blocks(p, Tile::BLOCK_Q, Tile::GROUPED),
                         Tile::THREADS, Tile::SHARED_BYTES, exec.stream, p);
   });
 }

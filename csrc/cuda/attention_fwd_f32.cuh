@@ -18,6 +18,7 @@
 #include "csrc/cuda/heuristics.h"
 #include "csrc/cuda/nonfinite.cuh"
 #include "csrc/cuda/seen.cuh"
+#include "csrc/cuda/split.cuh"
 #include "csrc/cuda/tile.cuh"
 
 namespace atx::ATX_TARGET {
@@ -36,18 +37,18 @@ struct F32Lane {
 
   F32Smem<Tile>& smem;
   const Score& score;
-  const int sq, q0;  // the sequence's length; position of the block's first row
+  const typename Owned<Tile>::Rows rows;
   const int column, first_row;
   const Exponential<Score> exponential;
   float o[ROWS][COLS][2] = {};       // Σ 2^exponent v
   float base[ROWS], sum[ROWS] = {};  // of the exponents; Σ 2^exponent over this lane's keys
 
   __device__ __forceinline__ F32Lane(F32Smem<Tile>& smem, const Score& score,
-                                     const AttentionBlock& block, Exponential<Score> exponential)
+                                     const typename Owned<Tile>::Rows& rows,
+                                     Exponential<Score> exponential)
       : smem(smem),
         score(score),
-        sq(block.seq.sq),
-        q0(block.q0),
+        rows(rows),
         column(int(threadIdx.x) % 16),
         first_row(int(threadIdx.x) / 32 + int(threadIdx.x) % 32 / 16 * 4),
         exponential(exponential) {
@@ -56,6 +57,9 @@ struct F32Lane {
   }
   __device__ __forceinline__ int row(int i) const { return first_row + 8 * i; }
   __device__ __forceinline__ int key(int j) const { return column + 16 * j; }
+  __device__ __forceinline__ Pair pair(int i, int j, int kv0) const {
+    return {rows.position(row(i)), kv0 + key(j)};
+  }
 
   // s = Q Kᵀ
   __device__ __forceinline__ void products(float (&s)[ROWS][KEYS]) const {
@@ -79,13 +83,13 @@ struct F32Lane {
   template <bool MASKED>
   __device__ __forceinline__ void logits(float (&s)[ROWS][KEYS], int kv0) const {
     const auto at = [&](int r, int c) -> float& { return s[r][c]; };
-    const auto place = [&](int r, int c) { return Pair{q0 + row(r), kv0 + key(c)}; };
+    const auto place = [&](int r, int c) { return pair(r, c, kv0); };
     typename PairBits<ROWS * KEYS>::Word seen = ~typename PairBits<ROWS * KEYS>::Word(0);
     if constexpr (MASKED) seen = seen_pairs<ROWS, KEYS>(score, place);
     if constexpr (!Score::LINEAR) {
-      grid_logits<float, ROWS, KEYS, false>(score, sq, Pair{q0, kv0},
-                                            Pair{q0 + Tile::BLOCK_Q, kv0 + Tile::BLOCK_KV}, seen,
-                                            at, place);
+      grid_logits<float, ROWS, KEYS, false>(score, rows.sq, Pair{rows.first, kv0},
+                                            Pair{rows.first + Tile::BLOCK_Q, kv0 + Tile::BLOCK_KV},
+                                            seen, at, place);
     } else if constexpr (MASKED) {
       for_grid<ROWS, KEYS>([&](int r, int c) {
         const auto [i, j] = place(r, c);
@@ -124,9 +128,9 @@ struct F32Lane {
     float factor = 1;
     if constexpr (!Score::LINEAR) {
       if (p.dropout > 0) {
-        const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
+        const typename Owned<Tile>::Block block(p, Tile::BLOCK_Q);  // found again, not kept
         kept = kept_pairs<Calls<ROWS, KEYS, false, 1>>(
-            p, block.b, block.h, [&](int i, int j) { return Pair{q0 + row(i), kv0 + key(j)}; });
+            p, block.b, block.h, [&](int i, int j) { return pair(i, j, kv0); });
         factor = kept_factor<float>(p);
       }
     }
@@ -173,14 +177,15 @@ struct F32Lane {
   }
 
   // Rows of o, divided by their sums, to this warp's rows of smem.q; their lse to memory.
-  __device__ __forceinline__ void finish(const AttentionBlock& block, float sink, float* lse) {
+  __device__ __forceinline__ void finish(const typename Owned<Tile>::Rows& rows, float sink,
+                                         float* lse) {
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
       float total = sum[i];
 #pragma unroll
       for (int mask = 1; mask < 16; mask *= 2) total += simt::shfl_xor(total, mask);
       const RowEnd end(exponential.logit(base[i]), total, sink);
-      if (lse && column == 0 && block.q0 + row(i) < block.seq.sq) lse[block.q0 + row(i)] = end.lse;
+      if (lse && column == 0 && rows.exists(row(i))) lse[rows.first + row(i)] = end.lse;
 #pragma unroll
       for (int c = 0; c < COLS; ++c) {
         reinterpret_cast<Float2&>(smem.q.at(row(i), column * 2 + 32 * c)) = {
@@ -221,22 +226,22 @@ __device__ __forceinline__ void attend(F32Lane<Tile, Score>& lane, const Attenti
 }
 
 template <class Tile, class Score>
-__global__ void __launch_bounds__(Tile::THREADS, 2)
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     attention_fwd_f32(const __grid_constant__ AttentionParams p) {
   constexpr int KV = Tile::BLOCK_KV, THREADS = Tile::THREADS;
-  const AttentionBlock block(p, Tile::BLOCK_Q);
-  const auto [b, h, h_kv, q0, q1, seq] = block;
+  const typename Owned<Tile>::Block block(p, Tile::BLOCK_Q);
+  const int b = block.b, h_kv = block.h_kv, q0 = block.q0, q1 = block.q1;
+  const Sequence seq = block.seq;
   if (q0 >= seq.sq) return;  // a shorter sequence than the longest
-  const Score score(p, seq, b, h);
-  const GlobalMatrix<const float> q(p.q, p.q_stride, b, h, seq.q_row, seq.sq, p.D);
+  const Score score(p, seq, b, block.h);
   const GlobalMatrix<const float> k(p.k, p.k_stride, b, h_kv, seq.k_row, seq.sk, p.D);
   const GlobalMatrix<const float> v(p.v, p.v_stride, b, h_kv, seq.k_row, seq.sk, p.Dv);
   F32Smem<Tile>& smem = simt::shared<F32Smem<Tile>>();
 
-  const int begin = score.kv_begin(q0, q1), end = score.kv_end(q0, q1);
+  const auto [begin, end] = keys_of(p, block, score);
   const int first = begin / KV * KV;
   int kv0 = begin < end ? (end - 1) / KV * KV : first - KV;
-  TileStream<decltype(smem.q), THREADS>(q, q0).load(smem.q, q0);
+  load_queries<THREADS>(smem.q, p, block);
   TileStream<decltype(smem.k), THREADS> k_stream(k, kv0), v_stream(v, kv0);
   if (kv0 >= first) k_stream.load(smem.k, kv0);
   simt::cp_async_commit();
@@ -248,7 +253,7 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
     negate<THREADS>(smem.q);
   }
 
-  F32Lane<Tile, Score> lane(smem, score, block, exponential);
+  F32Lane<Tile, Score> lane(smem, score, block.rows(p), exponential);
   const auto plain = [&](int j) {
     return k_stream.chunked() && v_stream.chunked() && score.full(q0, q1, j, j + KV);
   };
@@ -261,14 +266,13 @@ __global__ void __launch_bounds__(Tile::THREADS, 2)
   }
 
   // Found again, not kept: the loop needs the registers.
-  const AttentionBlock out(p, Tile::BLOCK_Q);
-  const GlobalMatrix<float> o(p.o, p.o_stride, out.b, out.h, out.seq.q_row, out.seq.sq, p.Dv);
+  const typename Owned<Tile>::Block out(p, Tile::BLOCK_Q);
   simt::cp_async_wait<0>();
   simt::sync();  // Q has landed even if no tile followed, and no lane still reads it: the output
                  // overwrites it
-  lane.finish(out, sink_of(p, out), lse_rows(p, out));
+  lane.finish(out.rows(p), sink_of(p, out), lse_rows(p, out));
   simt::sync();  // lanes store what others have written
-  store_rows<Tile::BLOCK_Q, THREADS>(o, out.q0, smem.q, 0);
+  store_rows<Tile::BLOCK_Q, THREADS>(output_of<float>(p, out), out.rows(p).first, smem.q, 0);
 }
 
 template <class Score>
@@ -278,6 +282,18 @@ Status launch_attention_fwd_f32(const AttentionParams& p, const Exec& exec) {
     static_assert(sizeof(F32Smem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd_f32<Tile, Score>, attention_blocks(p, Tile::BLOCK_Q),
                         Tile::THREADS, Tile::SHARED_BYTES, exec.stream, p);
+  });
+}
+
+// The chunks of a call of few queries, into the workspace.
+template <class Score>
+Status launch_attention_fwd_split_f32(const AttentionParams& p, const Exec& exec) {
+  return with_coarse_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
+    using Tile = F32SplitTile<D, Score::LINEAR>;
+    static_assert(sizeof(F32Smem<Tile>) == Tile::SHARED_BYTES);
+    return simt::launch(attention_fwd_f32<Tile, Score>,
+                        split_blocks(p, Tile::BLOCK_Q, Tile::GROUPED), Tile::THREADS,
+                        Tile::SHARED_BYTES, exec.stream, p);
   });
 }
 

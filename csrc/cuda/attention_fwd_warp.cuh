@@ -6,6 +6,7 @@
 #include "csrc/cuda/grid_logits.cuh"
 #include "csrc/cuda/heuristics.h"
 #include "csrc/cuda/seen.cuh"
+#include "csrc/cuda/split.cuh"
 #include "csrc/cuda/tile.cuh"
 
 namespace atx::ATX_TARGET {
@@ -20,48 +21,53 @@ struct FwdSmem {
 template <class Tile, class Score>
 struct AttentionWarp {
   using T = typename Tile::T;
-  static constexpr int M = Tile::M, D = Tile::D, KV = Tile::BLOCK_KV;
+  // KV: the keys of a tile that are this warp's, with rows of its own all of them.
+  static constexpr int M = Tile::M, D = Tile::D;
+  static constexpr int KV = Tile::SPLIT ? Tile::BLOCK_KV / Tile::WARPS : Tile::BLOCK_KV;
   using Smem = FwdSmem<Tile>;
+  using Rows = typename Owned<Tile>::Rows;
 
   Smem& smem;
   const Score& score;
-  const int sq;
-  const int q0;  // position of the block's first row
+  const Rows rows;
   const FragmentAddress<decltype(Smem::q)> q_address;
   const FragmentAddress<decltype(Smem::k), Order::ACROSS> k_address;
   const FragmentAddress<decltype(Smem::v)> v_address;
   const Exponential<Score> exponential;
 
+  int kept_position[2];  // of this lane's rows, where these take a division to find
   uint32_t q_frag[Tile::Q_IN_REGISTERS ? D / 16 : 1][M][4];
   float o[M][D / 8][4] = {};         // Σ 2^exponent v
   float base[M][2], sum[M][2] = {};  // of the exponents; Σ 2^exponent over this lane's columns
 
-  __device__ __forceinline__ AttentionWarp(Smem& smem, const Score& score,
-                                           const AttentionBlock& block,
+  __device__ __forceinline__ AttentionWarp(Smem& smem, const Score& score, const Rows& rows,
                                            Exponential<Score> exponential)
       : smem(smem),
         score(score),
-        sq(block.seq.sq),
-        q0(block.q0),
+        rows(rows),
         q_address(smem.q, first_row(), lane()),
-        k_address(smem.k, 0, lane()),
-        v_address(smem.v, 0, lane()),
+        k_address(smem.k, first_key(), lane()),
+        v_address(smem.v, first_key(), lane()),
         exponential(exponential) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         // No key yet. A row beyond the sequence need not wait for one.
-        const int i = q0 + first_row() + m * 16 + simt::c_place(lane(), 2 * r).row;
-        base[m][r] = i < sq ? -INFINITY : 0.f;
+        const int row = first_row() + m * 16 + simt::c_place(lane(), 2 * r).row;
+        base[m][r] = rows.exists(row) ? -INFINITY : 0.f;
+        if (Rows::GROUPED) kept_position[r] = rows.position(row);
       }
     }
   }
 
   __device__ __forceinline__ static int lane() { return int(threadIdx.x % 32); }
   __device__ __forceinline__ static int first_row() {
-    return int(threadIdx.x / 32 * 16 * M);
+    return Tile::SPLIT ? 0 : int(threadIdx.x / 32 * 16 * M);
   }  // of the block's rows
+  __device__ __forceinline__ static int first_key() {
+    return Tile::SPLIT ? int(threadIdx.x / 32 * KV) : 0;
+  }  // of a tile's keys
   __device__ __forceinline__ static void load_q(uint32_t (&a)[M][4],
                                                 const FragmentAddress<decltype(Smem::q)>& q,
                                                 int col) {
@@ -79,9 +85,10 @@ struct AttentionWarp {
   // Whether no row of this warp sees a key of the tile.
   __device__ __forceinline__ bool is_idle(int kv0) const {
     if (!Score::LINEAR) return false;  // not worth the registers there
-    const int i = q0 + first_row(), i1 = i + 16 * M;
-    if constexpr (Score::SPARSE) return i >= sq || score.next_key(i, i1, kv0) >= kv0 + KV;
-    return i >= sq || score.kv_end(i, i1) <= kv0 || score.kv_begin(i, i1) >= kv0 + KV;
+    if (Tile::SPLIT) return false;     // its warps have the same rows: none has less to do
+    const int i = rows.position(first_row()), i1 = i + 16 * M;
+    if constexpr (Score::SPARSE) return i >= rows.sq || score.next_key(i, i1, kv0) >= kv0 + KV;
+    return i >= rows.sq || score.kv_end(i, i1) <= kv0 || score.kv_begin(i, i1) >= kv0 + KV;
   }
 
   // s = Q Kᵀ
@@ -101,11 +108,15 @@ struct AttentionWarp {
     }
   }
 
+  // Of row r of this lane's 2 M.
+  __device__ __forceinline__ int position(int r) const {
+    if (Rows::GROUPED) return kept_position[r];
+    return rows.position(first_row() + r / 2 * 16 + simt::c_place(lane(), r % 2 * 2).row);
+  }
   // Pair (r, c) of this lane's 2 M x KV / 4 of a tile; its score is s[r / 2][c / 2][r % 2 * 2 + c %
   // 2].
   __device__ __forceinline__ Pair pair(int r, int c, int kv0) const {
-    const int row = r / 2 * 16 + simt::c_place(lane(), r % 2 * 2).row;
-    return {q0 + first_row() + row, kv0 + c / 2 * 8 + simt::c_place(lane(), c % 2).col};
+    return {position(r), kv0 + first_key() + c / 2 * 8 + simt::c_place(lane(), c % 2).col};
   }
   __device__ __forceinline__ uint64_t seen(int kv0) const {
     return seen_pairs<2 * M, KV / 4>(score, [&](int r, int c) { return pair(r, c, kv0); });
@@ -118,9 +129,9 @@ struct AttentionWarp {
     const auto at = [&](int r, int c) -> float& { return s[r / 2][c / 2][r % 2 * 2 + c % 2]; };
     const auto place = [&](int r, int c) { return pair(r, c, kv0); };
     if constexpr (!Score::LINEAR) {
-      const int i0 = q0 + first_row();
-      grid_logits<T, ROWS, COLS, true>(score, sq, Pair{i0, kv0}, Pair{i0 + 16 * M, kv0 + KV}, seen,
-                                       at, place);
+      const int i0 = rows.first + first_row(), j0 = kv0 + first_key();
+      grid_logits<T, ROWS, COLS, true>(score, rows.sq, Pair{i0, j0}, Pair{i0 + 16 * M, j0 + KV},
+                                       seen, at, place);
     } else if constexpr (MASKED) {
       for_grid<ROWS, COLS>([&](int r, int c) {
         const auto [i, j] = place(r, c);
@@ -247,7 +258,7 @@ struct AttentionWarp {
     if constexpr (!Score::LINEAR) {
       if (!(p.dropout > 0)) return;
       constexpr int ROWS = 2 * M, COLS = KV / 4;
-      const AttentionBlock block(p, Tile::BLOCK_Q);  // found again, not kept
+      const typename Owned<Tile>::Block block(p, Tile::BLOCK_Q);  // found again, not kept
       const uint32_t kept = kept_pairs<Calls<ROWS, COLS, false, 2>>(
           p, block.b, block.h, [&](int r, int c) { return pair(r, c, kv0); });
       const float factor = kept_factor<float>(p);

@@ -1,6 +1,6 @@
 // Which tile a problem runs on: the only place that chooses. It looks at the dtype, the head
-// dimension and the score policy, never at batch or length, so that a row's bits do not depend on
-// what it is batched with.
+// dimension and the score policy, for few queries at the lengths of a dense call, never at the
+// batch, so that a row's bits do not depend on what it is batched with.
 #pragma once
 #include "csrc/core/numeric.h"
 #include "csrc/core/params.h"
@@ -23,10 +23,18 @@ constexpr auto with_head_dim(int d, Use use) {
     return d <= HEAD_DIMS[I] ? use(HeadDim<HEAD_DIMS[I]>{}) : with_head_dim<I + 1>(d, use);
 }
 
+// The same where memory sets the pace, of which zeros cost nothing.
+constexpr int COARSE_HEAD_DIMS[] = {64, 128, 256};
+template <class Use>
+constexpr auto with_coarse_dim(int d, Use use) {
+  return d <= 64 ? use(HeadDim<64>{}) : d <= 128 ? use(HeadDim<128>{}) : use(HeadDim<256>{});
+}
+
 // Tensor cores (bf16, f16). A warp owns 16 M query rows.
 template <class T_, int D_, bool LINEAR>
 struct FwdTile {
   using T = T_;
+  static constexpr bool SPLIT = false;
   static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS;
   // Every K or V fragment that a warp reads serves all its rows: 32 rows halve the shared-memory
   // reads per product, which at 16 rows take as long as the products themselves. It needs 2 D / 16
@@ -43,6 +51,7 @@ struct FwdTile {
   // reread per tile.
   static constexpr bool Q_IN_REGISTERS = LINEAR ? M * D <= 128 : D <= 64;
   static constexpr int SHARED_BYTES = (BLOCK_Q + 2 * BLOCK_KV) * D * 2;
+  static constexpr int BLOCKS = 2;  // of a multiprocessor, at least
 };
 
 // FMA units (f32). A warp of 2 x 16 lanes owns rows; a lane multiplies BLOCK_Q / 8 of them with
@@ -50,6 +59,7 @@ struct FwdTile {
 template <int D_>
 struct F32Tile {
   using T = float;
+  static constexpr bool SPLIT = false;
   static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS;
   // 8 x 2 products per lane and head dimension cost 12 cycles of shared memory and 16 of FMA units.
   // Larger dimensions keep within the 99 KB that a block may have on sm_86.
@@ -57,6 +67,45 @@ struct F32Tile {
   static constexpr int BLOCK_KV = D <= 192 ? 32 : 16;
   static constexpr int P_COLS = 32;  // whole lines of 32 banks, though BLOCK_KV may be less
   static constexpr int SHARED_BYTES = ((BLOCK_Q + 2 * BLOCK_KV) * D + BLOCK_Q * P_COLS) * 4;
+  static constexpr int BLOCKS = 2;
+};
+
+// Calls of few queries read K and V for a handful of rows, so memory sets the pace, if enough
+// blocks ask for it: the keys are split among blocks, in chunks whose partial results a second
+// kernel combines (split.cuh). Few: as many as a tensor-core product has rows; a block then has all
+// queries of a head, or those of several heads that read the same K and V.
+//
+// A chunk depends on the lengths and the window alone, never on the batch, the heads or the GPU.
+// 64 chunks of 8 key heads are four blocks for each of 128 multiprocessors, about as many as they
+// have room for. A chunk is at least 128 keys: in 16-bit K and V, four times the bytes that 16 rows
+// of floats cost, which are written and read again.
+constexpr int FEW_QUERIES = 16, MOST_CHUNKS = 64, LEAST_CHUNK_KEYS = 128;
+constexpr int CHUNK_STEP = 64;  // chunks are multiples of every tile's keys
+
+// Tensor cores (bf16, f16). The block's warps share its 16 rows and have a quarter of each tile's
+// keys each: with rows of their own, three of four would multiply nothing. GROUPED: the rows are of
+// all query heads of a key head, which a linear policy does not tell apart.
+template <class T_, int D_, bool LINEAR>
+struct SplitTile {
+  using T = T_;
+  static constexpr bool SPLIT = true, GROUPED = LINEAR;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, M = 1;
+  static constexpr int BLOCK_Q = FEW_QUERIES, BLOCK_KV = 64;
+  // Bytes in flight are what counts: registers for more blocks rather than for Q.
+  static constexpr bool Q_IN_REGISTERS = D <= 64;
+  static constexpr int SHARED_BYTES = (BLOCK_Q + 2 * BLOCK_KV) * D * 2;
+  static constexpr int BLOCKS = D <= 64 ? 4 : D <= 128 ? 3 : 2;
+};
+
+// FMA units (f32): 2 x 2 products per lane and head dimension.
+template <int D_, bool LINEAR>
+struct F32SplitTile {
+  using T = float;
+  static constexpr bool SPLIT = true, GROUPED = LINEAR;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS;
+  static constexpr int BLOCK_Q = FEW_QUERIES, BLOCK_KV = 32, P_COLS = 32;
+  static constexpr int SHARED_BYTES = ((BLOCK_Q + 2 * BLOCK_KV) * D + BLOCK_Q * P_COLS) * 4;
+  static constexpr int BLOCKS = D <= 128 ? 4 : 2;
 };
 
 // A pass of the backward: whose gradients its blocks own. MASK sums up the attn_mask's.
@@ -127,7 +176,6 @@ struct F32StatsTile {
 };
 
 // Listed keys, on FMA units: rows are nobody's neighbors, so lanes read them as they come.
-constexpr int TOPK_HEAD_DIMS[] = {64, 128, 256};
 template <class T_, int D_>
 struct TopkTile {
   using T = T_;
@@ -140,9 +188,4 @@ struct TopkTile {
   // one more and spills.
   static constexpr int BLOCKS = 3;
 };
-template <class Use>
-constexpr auto with_topk_dim(int d, Use use) {
-  return d <= 64 ? use(HeadDim<64>{}) : d <= 128 ? use(HeadDim<128>{}) : use(HeadDim<256>{});
-}
-
 }  // namespace atx::ATX_TARGET

@@ -4,6 +4,7 @@
 #include "csrc/core/kernels.h"
 #include "csrc/core/score.h"
 #include "csrc/cuda/heuristics.h"
+#include "csrc/cuda/split.cuh"
 
 namespace atx::ATX_TARGET {
 
@@ -12,6 +13,11 @@ template <class T, class Score>
 Status launch_attention_fwd(const AttentionParams&, const Exec&);
 template <class Score>
 Status launch_attention_fwd_f32(const AttentionParams&, const Exec&);
+template <class T, class Score>
+Status launch_attention_fwd_split(const AttentionParams&, const Exec&);
+template <class Score>
+Status launch_attention_fwd_split_f32(const AttentionParams&, const Exec&);
+Status launch_attention_fwd_combine(const AttentionParams&, const Exec&);
 
 Status merge_states(const MergeStatesParams&, const Exec&);
 Status merge_states_bwd(const MergeStatesBwdParams&, const Exec&);
@@ -56,7 +62,31 @@ Status attention_fwd_with(const AttentionParams& p, const Exec& exec) {
   }
 }
 
+template <class Score>
+Status attention_fwd_split_with(const AttentionParams& p, const Exec& exec) {
+  switch (p.dtype) {
+    case DType::f32:
+      return launch_attention_fwd_split_f32<Score>(p, exec);
+    case DType::f16:
+      return launch_attention_fwd_split<f16, Score>(p, exec);
+    case DType::bf16:
+      return launch_attention_fwd_split<bf16, Score>(p, exec);
+    default:
+      return "dtype without a kernel on this target";
+  }
+}
+
+// Memory sets the pace: Window's kernels do for Full.
+Status attention_fwd_split(const AttentionParams& p, const Exec& exec) {
+  const Status failed = kernel_id(p) == ScoreId::General
+                            ? attention_fwd_split_with<General<float>>(p, exec)
+                            : attention_fwd_split_with<Window<float>>(p, exec);
+  return failed ? failed : launch_attention_fwd_combine(p, exec);
+}
+int64_t attention_fwd_workspace(const AttentionParams& p) { return Split(p).floats(); }
+
 Status attention_fwd(const AttentionParams& p, const Exec& exec) {
+  if (p.workspace) return attention_fwd_split(p, exec);
   switch (kernel_id(p)) {
     case ScoreId::Full:
       return attention_fwd_with<Full<float>>(p, exec);
@@ -183,15 +213,21 @@ struct F32Passes {
 
 struct Catalogue {
   // attention_fwd, attention_stats, and up to four passes of attention_bwd.
-  static constexpr int MOST = 6, OF_LISTS = 3 * NUM_DTYPES * NUM_HEAD_DIMS,
-                       CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS + OF_LISTS;
+  static constexpr int MOST = 6, COARSE = 5 * NUM_DTYPES * NUM_HEAD_DIMS,
+                       CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS + COARSE;
   KernelInfo entries[CAPACITY];
   int size = 0;
 
   template <class Tile>
   constexpr void add_fwd(const char* dtype, const char* score) {
-    entries[size++] = {"attention_fwd", dtype,          score,         Tile::D,
-                       Tile::BLOCK_Q,   Tile::BLOCK_KV, Tile::THREADS, Tile::SHARED_BYTES};
+    entries[size++] = {Tile::SPLIT ? "attention_fwd split" : "attention_fwd",
+                       dtype,
+                       score,
+                       Tile::D,
+                       Tile::BLOCK_Q,
+                       Tile::BLOCK_KV,
+                       Tile::THREADS,
+                       Tile::SHARED_BYTES};
   }
   template <class Tile>
   constexpr void add_stats(const char* dtype, const char* score) {
@@ -234,11 +270,20 @@ struct Catalogue {
       });
     }
   }
+  template <class Score>
+  constexpr void add_split(const char* score) {
+    for (const int dim : COARSE_HEAD_DIMS)
+      with_coarse_dim(dim, [&]<int D>(HeadDim<D>) {
+        add_fwd<F32SplitTile<D, Score::LINEAR>>("float32", score);
+        add_fwd<SplitTile<bf16, D, Score::LINEAR>>("bfloat16", score);
+        add_fwd<SplitTile<f16, D, Score::LINEAR>>("float16", score);
+      });
+  }
   // Warps own rows: queries, and in one pass keys; a team of lanes looks at one row at a time.
   template <class T>
   constexpr void add_lists(const char* dtype) {
-    for (const int dim : TOPK_HEAD_DIMS)
-      with_topk_dim(dim, [&]<int D>(HeadDim<D>) {
+    for (const int dim : COARSE_HEAD_DIMS)
+      with_coarse_dim(dim, [&]<int D>(HeadDim<D>) {
         using Tile = TopkTile<T, D>;
         constexpr int TEAMS = 32 / Tile::SHARERS;
         const auto add = [&](const char* family, int block_q, int block_kv) {
@@ -255,6 +300,8 @@ struct Catalogue {
     add_score<General<float>>("general");
     add_score<Blocks<float>>("blocks");
     add_score<GeneralBlocks<float>>("general_blocks");
+    add_split<Window<float>>("window");
+    add_split<General<float>>("general");
     add_lists<float>("float32");
     add_lists<bf16>("bfloat16");
     add_lists<f16>("float16");
@@ -281,6 +328,7 @@ const Kernels kernels = {
     .topk_attention_bwd = topk_attention_bwd,
     .merge_states = merge_states,
     .merge_states_bwd = merge_states_bwd,
+    .attention_fwd_workspace = attention_fwd_workspace,
     .catalogue = catalogue.entries,
     .catalogue_size = catalogue.size,
 };
