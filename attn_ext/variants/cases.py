@@ -207,7 +207,22 @@ def attention_cases() -> list[AttentionCase]:
         {"poison": True, "window": (6, 2)},
         {"layout": "expanded"},
     ]
-    chosen = [AttentionCase(**s) for s in sizes]
+    # Up to 16 queries and more than 128 keys: a GPU splits the keys.
+    few_queries = [
+        {"sq": 1, "sk": 300, "hq": 8, "hkv": 1, "d": 128, "dv": 128},
+        {"sq": 3, "sk": 260, "hq": 12, "causal": True, "align": "bottom_right"},
+        {"sq": 16, "sk": 400, "window": (150, 7), "align": "bottom_right"},
+        {"sq": 17, "sk": 300},
+        {"sq": 7, "sk": 400, "mask": "bool", "sinks": True},
+        {"sq": 4, "sk": 300, "alibi": True, "softcap": 2.0, "dropout": 0.3},
+        {"sq": 4, "sk": 300, "mask": "infinite_bias", "poison": True},
+        {"sq": 4, "sk": 300, "causal": True, "poison": True},
+        {"sq": 2, "sk": 300, "d": 33, "dv": 250},
+        {"sq": 2, "sk": 300, "layout": "padded", "scale": -0.3},
+        {"sq": 5, "sk": 300, "layout": "bshd", "sinks": True},
+        {"b": 1, "hq": 1, "hkv": 1, "sq": 1, "sk": 8500},
+    ]
+    chosen = [AttentionCase(**s) for s in [*sizes, *few_queries]]
     chosen += [AttentionCase(**o) for o in OPTIONS.values()]
     chosen += [
         AttentionCase(**(a | b))
