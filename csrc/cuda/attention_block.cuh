@@ -62,7 +62,8 @@ __device__ __forceinline__ float masked_product(const Score& score, float x, int
                                                 bool seen) {
   static_assert(Score::LINEAR);
   if constexpr (Score::SPARSE) return seen ? x : -INFINITY;
-  return score.template keep<OneLane<float>>(i, j, 1) ? x : -INFINITY;
+  // keep says the same of keys that do not exist; asked first, Window's kernels do not spill.
+  return j < score.sk && score.template keep<OneLane<float>>(i, j, 1) ? x : -INFINITY;
 }
 
 // The same in a tile that the policy calls full.
