@@ -42,8 +42,9 @@ __device__ __forceinline__ void through_scale_and_cap(const Score& score, At at,
   } else {
     const float shrunk = score.scale / score.cap();
     for_grid<ROWS, COLS>([&](int r, int c) {
-      const float t = tanh_for<T>(at(r, c) * shrunk);
-      gradient(r, c) *= score.scale * (1 - t * t);
+      const float t = tanh_for<T>(at(r, c) * shrunk), onward = score.scale * (1 - t * t);
+      // The product of a pair that is masked out, whose gradient is 0, may be nan.
+      gradient(r, c) = gradient(r, c) == 0 ? 0.f : gradient(r, c) * onward;
     });
   }
 }
