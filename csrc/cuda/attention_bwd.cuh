@@ -18,8 +18,8 @@
 // Plain loop, nvcc 13.0, sm_80, policy Full: SASS instructions per HMMA (and registers) of Pass::Q
 // and Pass::KV, or of Pass::Q, Pass::K and Pass::V. Scores are computed in each: 7 products, or 8,
 // where a single pass would take 5.
-// - D 32: 5.85 (153), 5.47 (203). 64: 3.95 (210), 3.63 (255). 96: 3.78 (168), 3.58 (230). 128: 3.72
-//   (176), 3.28 (246). 192: 3.17 (216), 3.07 (226), 3.43 (206). 256: 3.28 (228), 3.46 (255), 3.98
+// - D 32: 5.79 (152), 5.42 (206). 64: 3.92 (209), 3.61 (255). 96: 3.79 (164), 3.55 (230). 128: 3.69
+//   (186), 3.26 (246). 192: 3.15 (216), 3.05 (226), 3.40 (206). 256: 3.25 (225), 3.43 (255), 3.94
 //   (255). Window adds up to 0.15. No kernel spills.
 #pragma once
 #include "csrc/core/kernels.h"

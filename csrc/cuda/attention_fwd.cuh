@@ -18,7 +18,7 @@
 // (nonfinite.cuh). A tile that turns out not to be plain is simply done again.
 //
 // Plain loop, nvcc 13.0, sm_80, policy Full: SASS instructions per HMMA (and registers)
-// - D 32: 5.72 (216), 64: 3.63 (254), 96: 3.30 (247), 128: 2.86 (255), 192: 3.11 (244), 256: 2.81
+// - D 32: 5.62 (216), 64: 3.59 (254), 96: 3.24 (247), 128: 2.81 (255), 192: 3.05 (244), 256: 2.77
 //   (255). Window adds 0.2 to 0.5. No kernel spills.
 #pragma once
 #include "csrc/core/kernels.h"
