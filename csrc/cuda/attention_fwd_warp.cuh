@@ -133,10 +133,19 @@ struct AttentionWarp {
       grid_logits<T, ROWS, COLS, true>(score, rows.sq, Pair{i0, j0}, Pair{i0 + 16 * M, j0 + KV},
                                        seen, at, place);
     } else if constexpr (MASKED) {
-      for_grid<ROWS, COLS>([&](int r, int c) {
-        const auto [i, j] = place(r, c);
-        at(r, c) = masked_product(score, at(r, c), i, j, seen >> (r * COLS + c) & 1);
-      });
+      // In the order of C's elements: row by row, Blocks' kernels of D 128 spilled.
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < KV / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int r = 2 * m + e / 2, c = 2 * n + e % 2;
+            const auto [i, j] = place(r, c);
+            s[m][n][e] = masked_product(score, s[m][n][e], i, j, seen >> (r * COLS + c) & 1);
+          }
+        }
+      }
     }
   }
 

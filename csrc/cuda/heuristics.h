@@ -94,7 +94,7 @@ struct SplitTile {
   // Bytes in flight are what counts: registers for more blocks rather than for Q.
   static constexpr bool Q_IN_REGISTERS = D <= 64;
   static constexpr int SHARED_BYTES = (BLOCK_Q + 2 * BLOCK_KV) * D * 2;
-  static constexpr int BLOCKS = D <= 64 ? 4 : D <= 128 ? 3 : 2;
+  static constexpr int BLOCKS = D <= 64 && LINEAR ? 4 : D <= 128 ? 3 : 2;
 };
 
 // FMA units (f32): 2 x 2 products per lane and head dimension.
