@@ -14,13 +14,7 @@ from pathlib import Path
 import pybind11
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import (
-    CUDA_HOME,
-    BuildExtension,
-    CppExtension,
-    CUDAExtension,
-    _get_cuda_arch_flags,
-)
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent.resolve()
 WRAPPERS = Path("build") / "targets"
@@ -87,6 +81,8 @@ def wants_cuda() -> bool:
 
 def cuda_architectures() -> str:
     """Return what nvcc will be asked for as in TORCH_CUDA_ARCH_LIST, its names resolved."""
+    from torch.utils.cpp_extension import _get_cuda_arch_flags  # no CPU build hangs on its name
+
     built = {}
     for flag in _get_cuda_arch_flags():
         kind, major, minor = re.search(r"code=(sm|compute)_(\d+)(\d[a-z]?)$", flag).groups()

@@ -8,6 +8,8 @@
 // - keep<L>(i, j, n): which of the keys j ... j + L::COUNT - 1 query i attends to (n of them exist)
 // - score<L>(s, i, j, n): the logit, in natural units, of the raw products s = q_i · k_j ...
 // - derivative<L>(s): of that logit by s
+// - cap(): the soft-cap of a policy that has one; 0 without. A GPU's kernels apply it by themselves
+//   (cuda/grid_logits.cuh), so GeneralBlocks, which is theirs alone, has no score and derivative
 // - LINEAR: score is scale * s, so a kernel may fold the scale into its exponential
 //
 // A is the accumulation type, float or double. L is a vector of lanes of it (lanes.h; cpu/simd.h):

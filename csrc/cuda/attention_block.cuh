@@ -66,18 +66,12 @@ __device__ __forceinline__ float masked_product(const Score& score, float x, int
   return j < score.sk && score.template keep<OneLane<float>>(i, j, 1) ? x : -INFINITY;
 }
 
-// The same in a tile that the policy calls full.
+// The logit of the product x of query i and key j, in a tile that General calls full.
 template <class Score>
 __device__ __forceinline__ float full_logit(const Score& score, float x, int i, int j) {
-  if constexpr (Score::LINEAR) {
-    return x;
-  } else if constexpr (Score::SPARSE) {
-    return score.template score<OneLane<float>>(x, i, j, 1);
-  } else {
-    Score without_mask = score;  // a policy with a mask calls no tile full: spare the question
-    if (!score.forgets()) without_mask.mask.data = nullptr;
-    return without_mask.template score<OneLane<float>>(x, i, j, 1);
-  }
+  Score without_mask = score;  // a policy with a mask calls no tile full: spare the question
+  if (!score.forgets()) without_mask.mask.data = nullptr;
+  return without_mask.template score<OneLane<float>>(x, i, j, 1);
 }
 
 // The exponential of a row's logits: weights are 2^exponent(x), counted from a base that is near

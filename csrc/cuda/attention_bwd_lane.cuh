@@ -29,8 +29,8 @@ struct BwdLane {
     OtherTile other[2 * Tile::STAGES];
     SmemTile<float, Tile::BLOCK, STEP> weights;
   };
-  static constexpr bool NEIGHBORS =
-      false;  // columns 2n and 2n + 1 are neighboring rows of the other
+  // Whether columns 2n and 2n + 1 are neighboring rows of the other.
+  static constexpr bool NEIGHBORS = false;
   using Products = float[ROWS][COLS];
   using Sums = float[ROWS][D / 32][2];
 

@@ -22,8 +22,8 @@ struct BwdWarp {
   };
   using OwnTile = SmemTile<T, Tile::BLOCK, D>;
   using OtherTile = SmemTile<T, STEP, D>;
-  static constexpr bool NEIGHBORS =
-      true;  // columns 2n and 2n + 1 are neighboring rows of the other
+  // Whether columns 2n and 2n + 1 are neighboring rows of the other.
+  static constexpr bool NEIGHBORS = true;
   using Products = float[M][STEP / 8][4];
   using Sums = float[M][D / 8][4];
 

@@ -1,5 +1,5 @@
-// The results of a call of few queries from those of its chunks (split.cuh), always in the order of
-// the chunks: o = Σ_c exp(lse_c) o_c / (Σ_c exp(lse_c) + exp(sink)), and the logarithm of that
+// The results of a call of few queries from those of its chunks (split.cuh), always added up in
+// the same order: o = Σ_c exp(lse_c) o_c / (Σ_c exp(lse_c) + exp(sink)), and the logarithm of that
 // denominator.
 //
 // - block: one row

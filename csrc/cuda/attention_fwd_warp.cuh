@@ -169,42 +169,36 @@ struct AttentionWarp {
     }
   }
 
-  // The same for a policy that is not linear, from logits: each row's base is moved first, if it
-  // has to be. Most need not: their first weights stay, where there are registers for both.
+  __device__ __forceinline__ static void copy(float (&to)[M][KV / 8][4],
+                                              const float (&from)[M][KV / 8][4]) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int n = 0; n < KV / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) to[m][n][e] = from[m][n][e];
+      }
+    }
+  }
+  // The same as weigh for a policy that is not linear, from logits: each row's base is moved first,
+  // if it has to be. Most need not: their first weights stay, where there are registers for both.
   __device__ __forceinline__ void weigh_logits(float (&s)[M][KV / 8][4], float (&part)[M][2]) {
     if constexpr (D > 192) {
       move_bases(s);
       return weigh<true>(s, part);
     }
     float x[M][KV / 8][4];
-    const auto copy = [&] {
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int n = 0; n < KV / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) x[m][n][e] = s[m][n][e];
-        }
-      }
-    };
-    copy();
+    copy(x, s);
     weigh<true>(x, part);
     bool moves = too_large(part);
 #pragma unroll
     for (int m = 0; m < M; ++m) moves |= base[m][0] == -INFINITY || base[m][1] == -INFINITY;
     if (simt::any(moves)) {
       move_bases(s);
-      copy();
+      copy(x, s);
       weigh<true>(x, part);
     }
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-#pragma unroll
-      for (int n = 0; n < KV / 8; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[m][n][e] = x[m][n][e];
-      }
-    }
+    copy(s, x);
   }
 
   __device__ __forceinline__ static bool too_large(const float (&part)[M][2]) {

@@ -1,10 +1,10 @@
 // The logits of a lane's grid of pairs under the policy General, option by option. Whether a call
 // has an option is asked once per grid, not once per pair, and what an option reads is on its way
-// for all pairs before the first is needed. Asked pair by pair, as score.h says it, the same took
-// four to ten times as long on an H100: loads one after the other, forty instructions to a pair.
+// for a row of pairs before the first is needed. Asked pair by pair, as score.h says it, a forward
+// with an option took 2.5 to 4.5 times as long on an H100 (docs/h100.md).
 //
-// at(r, c): the product of row r and column c of the grid. place(r, c): its query and key; columns
-// 2n and 2n + 1 of a row are neighboring keys, the first of an even number.
+// at(r, c): the product of row r and column c of the grid. place(r, c): its query and key.
+// NEIGHBORS: columns 2n and 2n + 1 of a row are neighboring keys, the first of an even number.
 #pragma once
 #include "csrc/core/lanes.h"
 #include "csrc/core/score.h"

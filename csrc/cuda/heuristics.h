@@ -188,4 +188,5 @@ struct TopkTile {
   // one more and spills.
   static constexpr int BLOCKS = 3;
 };
+
 }  // namespace atx::ATX_TARGET

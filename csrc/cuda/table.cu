@@ -48,32 +48,39 @@ ScoreId kernel_id(const AttentionParams& p) {
 }
 bool is_general(const AttentionParams& p) { return p.dropout > 0 || p.softcap != 0; }
 
-template <class Score>
-Status attention_fwd_with(const AttentionParams& p, const Exec& exec) {
-  switch (p.dtype) {
+// launch(T{}) of the element type T that a dtype names.
+template <class Launch>
+Status with_type(DType dtype, Launch launch) {
+  switch (dtype) {
     case DType::f32:
-      return launch_attention_fwd_f32<Score>(p, exec);
+      return launch(float{});
     case DType::f16:
-      return launch_attention_fwd<f16, Score>(p, exec);
+      return launch(f16{});
     case DType::bf16:
-      return launch_attention_fwd<bf16, Score>(p, exec);
+      return launch(bf16{});
     default:
       return "dtype without a kernel on this target";
   }
 }
 
 template <class Score>
+Status attention_fwd_with(const AttentionParams& p, const Exec& exec) {
+  return with_type(p.dtype, [&]<class T>(T) {
+    if constexpr (sizeof(T) == 4)
+      return launch_attention_fwd_f32<Score>(p, exec);
+    else
+      return launch_attention_fwd<T, Score>(p, exec);
+  });
+}
+
+template <class Score>
 Status attention_fwd_split_with(const AttentionParams& p, const Exec& exec) {
-  switch (p.dtype) {
-    case DType::f32:
+  return with_type(p.dtype, [&]<class T>(T) {
+    if constexpr (sizeof(T) == 4)
       return launch_attention_fwd_split_f32<Score>(p, exec);
-    case DType::f16:
-      return launch_attention_fwd_split<f16, Score>(p, exec);
-    case DType::bf16:
-      return launch_attention_fwd_split<bf16, Score>(p, exec);
-    default:
-      return "dtype without a kernel on this target";
-  }
+    else
+      return launch_attention_fwd_split<T, Score>(p, exec);
+  });
 }
 
 // Memory sets the pace: Window's kernels do for Full.
@@ -125,16 +132,7 @@ Status attention_bwd_of(const AttentionBwdParams& p, const Exec& exec) {
 }
 
 Status attention_bwd(const AttentionBwdParams& p, const Exec& exec) {
-  switch (p.fwd.dtype) {
-    case DType::f32:
-      return attention_bwd_of<float>(p, exec);
-    case DType::f16:
-      return attention_bwd_of<f16>(p, exec);
-    case DType::bf16:
-      return attention_bwd_of<bf16>(p, exec);
-    default:
-      return "dtype without a kernel on this target";
-  }
+  return with_type(p.fwd.dtype, [&]<class T>(T) { return attention_bwd_of<T>(p, exec); });
 }
 
 template <class T>
@@ -150,29 +148,11 @@ Status attention_stats_of(const AttentionStatsParams& p, const Exec& exec) {
 }
 
 Status attention_stats(const AttentionStatsParams& p, const Exec& exec) {
-  switch (p.fwd.dtype) {
-    case DType::f32:
-      return attention_stats_of<float>(p, exec);
-    case DType::f16:
-      return attention_stats_of<f16>(p, exec);
-    case DType::bf16:
-      return attention_stats_of<bf16>(p, exec);
-    default:
-      return "dtype without a kernel on this target";
-  }
+  return with_type(p.fwd.dtype, [&]<class T>(T) { return attention_stats_of<T>(p, exec); });
 }
 
 Status topk_attention_fwd(const TopkAttentionParams& p, const Exec& exec) {
-  switch (p.fwd.dtype) {
-    case DType::f32:
-      return launch_topk_attention_fwd<float>(p, exec);
-    case DType::f16:
-      return launch_topk_attention_fwd<f16>(p, exec);
-    case DType::bf16:
-      return launch_topk_attention_fwd<bf16>(p, exec);
-    default:
-      return "dtype without a kernel on this target";
-  }
+  return with_type(p.fwd.dtype, [&]<class T>(T) { return launch_topk_attention_fwd<T>(p, exec); });
 }
 
 template <class T>
@@ -185,16 +165,7 @@ Status topk_attention_bwd_of(const TopkAttentionBwdParams& p, const Exec& exec) 
 
 Status topk_attention_bwd(const TopkAttentionBwdParams& p, const Exec& exec) {
   if (p.bwd.fwd.Hq == 0) return nullptr;
-  switch (p.bwd.fwd.dtype) {
-    case DType::f32:
-      return topk_attention_bwd_of<float>(p, exec);
-    case DType::f16:
-      return topk_attention_bwd_of<f16>(p, exec);
-    case DType::bf16:
-      return topk_attention_bwd_of<bf16>(p, exec);
-    default:
-      return "dtype without a kernel on this target";
-  }
+  return with_type(p.bwd.fwd.dtype, [&]<class T>(T) { return topk_attention_bwd_of<T>(p, exec); });
 }
 
 constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYPES = 3,
