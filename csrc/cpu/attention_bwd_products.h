@@ -34,13 +34,12 @@ class Products {
     cells_.take(scratch, rows);
     dy_ = scratch.take<A>(MaskCells<A>::serve(p) ? panel_size_ * PANELS : 0);
     ones_ = scratch.take<A>(PANEL);
-    scales_ = scratch.take<A>(PANEL);
   }
 
   template <class Score>
   void begin(const BwdTask& t, const Score* scores) {
-    const A scale = missing_scale<A, Score>(t.p.fwd);
-    for (int n = 0; n < PANEL; ++n) ones_[n] = 1, scales_[n] = scale;
+    scale_ = missing_scale<A, Score>(t.p.fwd);
+    for (int n = 0; n < PANEL; ++n) ones_[n] = 1;
     writes_mask_ = !Score::LINEAR && t.of_queries && MaskCells<A>::serve(t.p);
     if (t.of_queries) memset(dq_, 0, sizeof(A) * (dq(t, t.i1) - dq_));
     if (writes_mask_ && !without_mask(*scores).full(t.i0, t.i1, 0, t.seq.sk))
@@ -110,14 +109,14 @@ class Products {
           T* const to = d_q + t.rows(i, 1).row_offset(t.p.d_q_stride, g);
           const A* const from = dq(t, i) + g * dq_stride_;
           for (int d = 0; d < t.p.fwd.D; d += L::COUNT)
-            L::store(to + d, L::load(from + d) * scales_[0], t.p.fwd.D - d);
+            L::store(to + d, L::load(from + d) * scale_, t.p.fwd.D - d);
         }
     });
   }
   void store_keys(const BwdTask& t, int j0, int j1) const {
     const AttentionBwdParams& p = t.p;
-    if (p.d_k) store_keys(t, j0, j1, p.d_k, p.d_k_stride, p.fwd.D, dk_t_, scales_);
-    if (p.d_v) store_keys(t, j0, j1, p.d_v, p.d_v_stride, p.fwd.Dv, dv_t_, ones_);
+    if (p.d_k) store_keys(t, j0, j1, p.d_k, p.d_k_stride, p.fwd.D, dk_t_, scale_);
+    if (p.d_v) store_keys(t, j0, j1, p.d_v, p.d_v_stride, p.fwd.Dv, dv_t_, A(1));
   }
 
  private:
@@ -201,14 +200,14 @@ class Products {
   }
 
   void store_keys(const BwdTask& t, int j0, int j1, void* tensor, const Strides& stride, int cols,
-                  const A* from, const A* factor) const {
+                  const A* from, A factor) const {
     with_dtype<A>(t.p.fwd.dtype, tensor, [&]<class T>(T* to) {
       for (int j = j0; j < j1; j += L::COUNT) {
         const int n = j1 - j < L::COUNT ? j1 - j : L::COUNT, panel = (j - j0) / PANEL;
         T* rows[L::COUNT];
         for (int l = 0; l < n; ++l) rows[l] = to + t.rows(t.i0, 0).key_offset(stride, j + l);
-        unpack_columns(from + int64_t(panel) * PANEL * cols + (j - j0) % PANEL,
-                       panel_width<A>(j1 - j0, panel), factor, n, cols, rows);
+        unpack_columns<A>(from + int64_t(panel) * PANEL * cols + (j - j0) % PANEL,
+                          panel_width<A>(j1 - j0, panel), L::all(factor), n, cols, rows);
       }
     });
   }
@@ -221,8 +220,9 @@ class Products {
   A *weights_, *dx_;    // of one panel, of every panel of the block: [rows of the tile, PANEL]
   bool writes_mask_;
   MaskCells<A> cells_;
-  A* dy_;              // as dx_, for the mask
-  A *ones_, *scales_;  // [PANEL]
+  A* dy_;    // as dx_, for the mask
+  A* ones_;  // [PANEL]
+  A scale_;  // what dQ and dK lack
 };
 
 }  // namespace atx::ATX_TARGET

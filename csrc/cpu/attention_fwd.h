@@ -1,4 +1,4 @@
-// What the files of the CPU attention forward share: tile sizes, the task, and the end of a row.
+// What the files of the CPU attention forward share: tile sizes and the task.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -38,8 +38,9 @@ struct Task {
   int b, hk, group, i0, queries;
 
   int rows() const { return queries * group; }
-  int query(int row) const { return i0 + row / group; }
-  int head(int row) const { return hk * group + row % group; }
+  // A group of one is asked for: a division takes as long as ending a row.
+  int query(int row) const { return group == 1 ? i0 + row : i0 + row / group; }
+  int head(int row) const { return group == 1 ? hk : hk * group + row % group; }
   // The row's place in a [B, Hq, Sq, D] tensor, the key's in a [B, Hkv, Sk, D] tensor.
   int64_t row_offset(const Strides& s, int row) const {
     return row0(s, b, head(row), seq.q_row + query(row));
@@ -118,39 +119,6 @@ Stretch next_stretch(const Score* scores, int group, int i0, int i1, int j0, int
 template <class A, class Score>
 A log2_unit(const AttentionParams& p) {
   return A(Score::LINEAR ? p.scale * LOG2_E : LOG2_E);
-}
-
-// Ends a row whose weights are 2^(x - m), with sum l: adds the sink, a key without a value, writes
-// the log-sum-exp and returns what the row of weighted values is to be multiplied with. Nothing
-// attended to: l = 0, a row of zeros.
-template <class A>
-A finish_row(const Task& task, int row, A m, A l) {
-  const AttentionParams& p = task.p;
-  const int h = task.head(row);
-  A shrink = 1;
-  if (p.sinks.data) {
-    const A sink =
-        A(LOG2_E) * static_cast<const A*>(p.sinks.data)[task.b * p.sinks.batch + h * p.sinks.head];
-    if (!(sink <= m)) {
-      shrink = m == -A(INFINITY) ? 0 : ::exp2(m - sink);
-      m = sink;
-    }
-    if (m != -A(INFINITY)) l = l * shrink + ::exp2(sink - m);
-  }
-  if (p.lse)
-    static_cast<A*>(p.lse)[task.lse_offset(row)] = l == 0 ? -A(INFINITY) : m * A(LN_2) + ::log(l);
-  return l == 0 ? 0 : shrink / l;
-}
-
-// Ends the rows of a task without keys.
-template <class A>
-void store_zeros(const Task& task) {
-  const AttentionParams& p = task.p;
-  const int size = size_of(p.dtype);
-  for (int r = 0; r < task.rows(); ++r) {
-    finish_row(task, r, -A(INFINITY), A(0));
-    memset(static_cast<char*>(p.o) + task.row_offset(p.o_stride, r) * size, 0, p.Dv * size);
-  }
 }
 
 }  // namespace atx::ATX_TARGET

@@ -89,13 +89,13 @@ void pack_columns(const T* const* rows, int n, int cols, A* to, int width) {
 
 // The way back: rows[l][c] = from[c][l] · factor[l].
 template <class A, class T>
-void unpack_columns(const A* from, int width, const A* factor, int n, int cols, T* const* rows) {
+void unpack_columns(const A* from, int width, typename Lanes<A>::Float factor, int n, int cols,
+                    T* const* rows) {
   using L = Lanes<A>;
-  const typename L::Float f = L::load(factor);
   for (int c = 0; c < cols; c += L::COUNT) {
     typename L::Float x[L::COUNT];
     for (int l = 0; l < L::COUNT; ++l)
-      x[l] = c + l < cols ? L::load(from + int64_t(c + l) * width) * f : L::all(0);
+      x[l] = c + l < cols ? L::load(from + int64_t(c + l) * width) * factor : L::all(0);
     transpose<L>(x);
     for (int l = 0; l < n; ++l) L::store(rows[l] + c, x[l], cols - c);
   }

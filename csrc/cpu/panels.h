@@ -11,7 +11,9 @@
 #pragma once
 #include "csrc/cpu/attention_fwd.h"
 #include "csrc/cpu/dropout_lanes.h"
+#include "csrc/cpu/finish_rows.h"
 #include "csrc/cpu/gemm.h"
+#include "csrc/cpu/next_tile.h"
 #include "csrc/cpu/pack.h"
 #include "csrc/cpu/scratch.h"
 #include "csrc/cpu/softmax.h"
@@ -51,10 +53,14 @@ class Panels {
     const int last = end(task.seq.sk);
     if (last == 0) return store_zeros<A>(task);
     load_queries(task);
-    for (int j = next(0), j1; j < last; j = next(j1)) {
-      const int j0 = align_key(j);
-      j1 = end(j0 / BLOCK_KV * BLOCK_KV + BLOCK_KV);
+    for (int j = next(0), then; j < last; j = then) {
+      const int j0 = align_key(j), j1 = end(tile_end(j0));
+      then = next(j1);
       load_tile(task, j0, j1);
+      if (then < last) {
+        const int strips = (task.rows() / PANEL + 1) * ((j1 - j0) / STRIP_ROWS + 1);
+        next_tile_.expect(task, align_key(then), end(tile_end(then)), strips);
+      }
       for (int row = 0; row < task.rows(); row += PANEL)
         panel<PANEL_VECS>(task, scores, row, j0, j1);
     }
@@ -65,6 +71,7 @@ class Panels {
   // update_softmax deals keys to its sums by position; where a panel starts must not change a row's
   // share.
   static int align_key(int j) { return j / SOFTMAX_CHAINS * SOFTMAX_CHAINS; }
+  static int tile_end(int j) { return j / BLOCK_KV * BLOCK_KV + BLOCK_KV; }
   static int pad(int rows) { return (rows + L::COUNT - 1) / L::COUNT * L::COUNT; }
 
   // Where the COUNT rows from `row` on live in an array of panels, each [depth, width]: a column
@@ -155,8 +162,10 @@ class Panels {
     constexpr int WIDTH = VECS * L::COUNT;
     const AttentionParams& p = task.p;
     A* const o = o_ + int64_t(row) * p.Dv;
+    // Inline, for g++ takes a function that only prefetches for one that does nothing.
+    const auto fetch = [this](int, int) __attribute__((always_inline)) { next_tile_.fetch(); };
     Gemm<A, VECS>::scores(keys, p.D, sum_run(p, p.D), keys_ + int64_t(from - j0) * p.D,
-                          q_ + int64_t(row) * p.D, s_);
+                          q_ + int64_t(row) * p.D, s_, fetch);
     if constexpr (Score::SPARSE) CappedProducts<A>(p).cap(keys * WIDTH, s_);
     if (!Score::LINEAR || !full(scores, task.group, i0, i1, from, from + keys))
       apply_score(task, scores, row, WIDTH, from, keys, s_);
@@ -184,22 +193,23 @@ class Panels {
   void store_rows(const Task& task) {
     const AttentionParams& p = task.p;
     const A kept = kept_factor<A>(p);
-    for (int r = 0; r < task.rows(); ++r) sum_[r] = kept * finish_row(task, r, max_[r], sum_[r]);
     with_dtype<A>(p.dtype, p.o, [&]<class T>(T* o) {
       for (int row = 0; row < task.rows(); row += L::COUNT) {
         T* rows[L::COUNT];
         const int n = row_pointers(task, o, p.o_stride, row, rows);
         int width;
         const A* const from = column_block(task, o_, p.Dv, row, &width);
-        unpack_columns(from, width, sum_ + row, n, p.Dv, rows);
+        const Float factor = finish_rows<L>(task, row, n, L::load(max_ + row), L::load(sum_ + row));
+        unpack_columns<A>(from, width, factor * kept, n, p.Dv, rows);
       }
     });
   }
 
-  A *q_, *o_;                      // panels of rows: [D, PANEL] and [Dv, PANEL]
-  A *max_, *sum_;                  // [rows]
-  A *k_, *v_;                      // tile of keys: [BLOCK_KV, D] and [BLOCK_KV, Dv]
-  const A *keys_, *values_;        // the tile: there, or where it lies
+  A *q_, *o_;                // panels of rows: [D, PANEL] and [Dv, PANEL]
+  A *max_, *sum_;            // [rows]
+  A *k_, *v_;                // tile of keys: [BLOCK_KV, D] and [BLOCK_KV, Dv]
+  const A *keys_, *values_;  // the tile: there, or where it lies
+  NextTile next_tile_;
   A *s_, *alpha_;                  // of one panel: [BLOCK_KV, PANEL] and [PANEL]
   A* odd_row_;                     // [Dv]
   int odd_[BLOCK_KV], odd_count_;  // keys of the tile whose values are not all finite

@@ -8,6 +8,7 @@
 #include "csrc/cpu/attention_fwd.h"
 #include "csrc/cpu/dropout_lanes.h"
 #include "csrc/cpu/few_products.h"
+#include "csrc/cpu/finish_rows.h"
 #include "csrc/cpu/gemm.h"
 #include "csrc/cpu/pack.h"
 #include "csrc/cpu/scratch.h"
@@ -175,13 +176,14 @@ class FewRows {
 
   void store_rows(const Task& task) {
     const AttentionParams& p = task.p;
-    const A kept = kept_factor<A>(p);
+    const Float factor =
+        kept_factor<A>(p) * finish_rows<L>(task, 0, task.rows(), L::load(max_, task.rows()),
+                                           L::load(sum_, task.rows()));
     with_dtype<A>(p.dtype, p.o, [&]<class T>(T* o) {
       for (int r = 0; r < task.rows(); ++r) {
         T* const to = o + task.row_offset(p.o_stride, r);
-        const A factor = kept * finish_row(task, r, max_[r], sum_[r]);
         for (int d = 0; d < p.Dv; d += L::COUNT)
-          L::store(to + d, L::load(o_ + r * stride_ + d) * factor, p.Dv - d);
+          L::store(to + d, L::load(o_ + r * stride_ + d) * factor[r], p.Dv - d);
       }
     });
   }

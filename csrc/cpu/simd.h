@@ -41,6 +41,7 @@ struct Number<double> {
 
 template <class A>
 struct Lanes {
+  using Scalar = A;
   static constexpr int COUNT = ATX_VEC_BYTES / int(sizeof(A));
   typedef A Float __attribute__((vector_size(ATX_VEC_BYTES)));
   typedef typename Number<A>::Integer Integer __attribute__((vector_size(ATX_VEC_BYTES)));
@@ -213,6 +214,19 @@ struct Lanes {
   static ATX_HD Float exp2_minus_1(Float x) {
     const Split s = split(x);
     return s.power * (s.fraction * s.series) + (s.power - 1);
+  }
+  // log2 x for x > 0 that is not subnormal; nan for nan. x = 2^e f with f in [√½, √2), and
+  // ln f = 2 artanh((f - 1) / (f + 1)), whose series is short: its argument is 0.172 at most.
+  static ATX_HD Float log2(Float x) {
+    constexpr A SQRT_HALF = A(0.70710678118654752), TWO_LOG2_E = A(2 * 1.4426950408889634);
+    constexpr int TERMS = sizeof(A) == 4 ? 5 : 11;  // the first left out: below 2e-9, 1e-18
+    const Integer e = ((Integer)x - (Integer)all(SQRT_HALF)) >> Number<A>::FRACTION_BITS;
+    const Float f = (Float)((Integer)x - (e << Number<A>::FRACTION_BITS));
+    const Float y = (f - 1) / (f + 1), square = y * y;
+    Float series = all(A(1) / (2 * TERMS - 1));
+#pragma GCC unroll 16
+    for (int k = TERMS - 2; k >= 0; --k) series = series * square + A(1) / (2 * k + 1);
+    return __builtin_convertvector(e, Float) + y * series * TWO_LOG2_E + x * 0;
   }
   // tanh |x| = e / (e + 2) with e = exp(2 |x|) - 1; beyond 22 it is 1 in either precision.
   static ATX_HD Float tanh(Float x) {

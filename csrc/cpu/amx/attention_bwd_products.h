@@ -349,8 +349,6 @@ class TileProducts {
 
   void store_keys(const BwdTask& t, int j0, int j1, void* tensor, const Strides& stride, int cols,
                   int dims, const float* from, float factor) const {
-    float factors[TILE_ROWS];
-    for (float& x : factors) x = factor;
     const Task task = t.rows(t.i0, 0);
     for (int n = 0; n < tiles_of(j1 - j0, TILE_DEPTH) * 2; ++n) {
       T* rows[TILE_ROWS];
@@ -358,8 +356,8 @@ class TileProducts {
         const int j = j0 + key_of_column(n, c);
         rows[c] = j < j1 ? static_cast<T*>(tensor) + task.key_offset(stride, j) : unwanted_;
       }
-      unpack_columns(from + int64_t(n) * TILE_ROWS * dims, TILE_ROWS, factors, TILE_ROWS, cols,
-                     rows);
+      unpack_columns<float>(from + int64_t(n) * TILE_ROWS * dims, TILE_ROWS,
+                            Lanes<float>::all(factor), TILE_ROWS, cols, rows);
     }
   }
 

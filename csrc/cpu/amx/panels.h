@@ -18,6 +18,7 @@
 #include "csrc/cpu/amx/softmax.h"
 #include "csrc/cpu/amx/tiles.h"
 #include "csrc/cpu/attention_fwd.h"
+#include "csrc/cpu/finish_rows.h"
 #include "csrc/cpu/pack.h"
 #include "csrc/cpu/scratch.h"
 #include "csrc/cpu/softmax.h"
@@ -245,11 +246,10 @@ class TilePanels {
     for (int row = 0; row < task.rows(); row += COLUMN) {
       T* rows[COLUMN];
       const int n = row_pointers(task, static_cast<T*>(p.o), p.o_stride, row, rows);
-      for (int r = row; r < row + n; ++r) {
-        const float l = sum_[r] / Weight<T>::UNIT;
-        sum_[r] = finish_row(task, r, max_[r], l) / Weight<T>::STORED;
-      }
-      unpack_columns(o_ + int64_t(row) * dims_, COLUMN, sum_ + row, n, p.Dv, rows);
+      const L::Float factor =
+          finish_rows<L>(task, row, n, L::load(max_ + row), L::load(sum_ + row) / Weight<T>::UNIT);
+      unpack_columns<float>(o_ + int64_t(row) * dims_, COLUMN, factor / Weight<T>::STORED, n, p.Dv,
+                            rows);
     }
   }
 
