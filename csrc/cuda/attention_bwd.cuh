@@ -18,9 +18,10 @@
 // Plain loop, nvcc 13.0, sm_80, policy Full: SASS instructions per HMMA (and registers) of Pass::Q
 // and Pass::KV, or of Pass::Q, Pass::K and Pass::V. Scores are computed in each: 7 products, or 8,
 // where a single pass would take 5.
-// - D 32: 5.79 (152), 5.42 (206). 64: 3.92 (209), 3.61 (255). 96: 3.79 (164), 3.55 (230). 128: 3.69
-//   (186), 3.26 (246). 192: 3.15 (216), 3.05 (226), 3.40 (206). 256: 3.25 (225), 3.43 (255), 3.94
+// - D 32: 5.56 (168), 5.42 (206). 64: 3.69 (222), 3.61 (255). 96: 3.51 (182), 3.55 (230). 128: 3.32
+//   (221), 3.26 (246). 192: 3.15 (216), 3.05 (226), 3.40 (206). 256: 3.25 (225), 3.43 (255), 3.94
 //   (255). Window adds up to 0.15. No kernel spills.
+// - Of that, Q and dO in registers (BwdTile::HELD) took Pass::Q from 5.79, 3.92, 3.79 and 3.69.
 #pragma once
 #include "csrc/core/kernels.h"
 #include "csrc/cuda/attention_bwd_block.cuh"
@@ -55,7 +56,7 @@ struct BwdPass {
   const BwdBlock& block;
   Smem& smem;
   const Steps steps;
-  const Engine engine;
+  Engine engine;
   Stream a, b;         // of the next tile
   int stage = 0;       // where this tile is
   int64_t stat_at;     // KEYS: where the next tile's query threadIdx.x has its lse and delta
@@ -243,8 +244,8 @@ struct BwdPass {
         PLAIN ? ~uint64_t(0)
               : seen_pairs<ROWS, COLS>(score, [&](int r, int c) { return place(r, c, at); });
     typename Engine::Products x = {}, d = {};
-    engine.template multiply<UNROLL>(x, 0, a_tile);
-    if constexpr (SUMS_A) engine.template multiply<UNROLL>(d, 1, b_tile);
+    engine.template multiply<0, UNROLL>(x, a_tile);
+    if constexpr (SUMS_A) engine.template multiply<1, UNROLL>(d, b_tile);
     if constexpr (Score::LINEAR)
       differentiate<!PLAIN>(score, x, d, at, seen);
     else
@@ -326,6 +327,11 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
     pass.template fetch<false>(0, steps.first);
   simt::cp_async_commit();
 
+  if constexpr (Tile::HELD > 0) {
+    simt::cp_async_wait<0>();
+    simt::sync();  // own rows have landed for every thread
+    pass.engine.hold();
+  }
   const bool plain = This::TELLS_PLAIN && (KEYS || !pass.holds_void_row());
   for (int h = h0; h < h1; ++h) pass.walk(Score(f, seq, b, h), h, plain);
 

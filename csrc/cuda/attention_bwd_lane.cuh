@@ -50,13 +50,13 @@ struct BwdLane {
   }
   __device__ __forceinline__ static bool leads_row() { return threadIdx.x % 16 == 0; }
 
-  template <int>
-  __device__ __forceinline__ void multiply(Products& s, int a, int b) const {
+  template <int OWN, int>
+  __device__ __forceinline__ void multiply(Products& s, int b) const {
 #pragma unroll 1
     for (int n = 0; n < D / 4; n += RUN / 4) {
       Products part = {};
 #pragma unroll 1
-      for (int chunk = n; chunk < n + RUN / 4; ++chunk) multiply_chunk(part, a, b, chunk);
+      for (int chunk = n; chunk < n + RUN / 4; ++chunk) multiply_chunk(part, OWN, b, chunk);
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
 #pragma unroll

@@ -70,8 +70,8 @@ struct MaskSum {
     simt::cp_async_wait<0>();
     simt::sync();  // the tiles have landed for every thread
     typename Engine::Products x = {}, d = {};
-    engine.template multiply<2>(x, 0, 0);
-    engine.template multiply<2>(d, 1, 1);
+    engine.template multiply<0, 2>(x, 0);
+    engine.template multiply<1, 2>(d, 1);
     const auto place = [&](int r, int c) { return Pair{i0 + engine.row(r), j0 + engine.col(c)}; };
     uint32_t kept = ~0u;
     if (f.dropout > 0)

@@ -13,7 +13,7 @@ template <class Tile_>
 struct BwdWarp {
   using Tile = Tile_;
   using T = typename Tile::T;
-  static constexpr int M = Tile::M, D = Tile::D, STEP = Tile::STEP;
+  static constexpr int M = Tile::M, D = Tile::D, STEP = Tile::STEP, HELD = Tile::HELD;
   static constexpr int ROWS = 2 * M, COLS = STEP / 4;
 
   struct Smem {
@@ -28,6 +28,7 @@ struct BwdWarp {
   using Sums = float[M][D / 8][4];
 
   Smem& smem;
+  uint32_t held[HELD ? HELD : 1][D / 16][M][4];  // own[0 ... HELD) as A operands
   const FragmentAddress<OwnTile> own;
   const FragmentAddress<OtherTile, Order::ACROSS> across;
   const FragmentAddress<OtherTile> down;
@@ -57,17 +58,35 @@ struct BwdWarp {
   }
   __device__ __forceinline__ static bool leads_row() { return lane() % 4 == 0; }
 
-  // s += own[a] other[b]ᵀ
-  template <int UNROLL>
-  __device__ __forceinline__ void multiply(Products& s, int a, int b) const {
-    const auto rows = own.here(a);
-    const auto partners = across.here(b);
-#pragma unroll UNROLL
-    for (int k = 0; k < D / 16; ++k) {
-      uint32_t fragment[M][4];
+  // Once own rows have landed.
+  __device__ __forceinline__ void hold() {
 #pragma unroll
-      for (int m = 0; m < M; ++m) simt::ldmatrix_x4(fragment[m], rows.at(m * 16, k * 16));
-      multiply_nt(s, fragment, partners, k * 16);
+    for (int a = 0; a < HELD; ++a) {
+#pragma unroll
+      for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+          simt::ldmatrix_x4(held[a][k][m], own.here(a).at(m * 16, k * 16));
+      }
+    }
+  }
+
+  // s += own[OWN] other[b]ᵀ
+  template <int OWN, int UNROLL>
+  __device__ __forceinline__ void multiply(Products& s, int b) const {
+    const auto partners = across.here(b);
+    if constexpr (OWN < HELD) {
+#pragma unroll
+      for (int k = 0; k < D / 16; ++k) multiply_nt(s, held[OWN][k], partners, k * 16);
+    } else {
+      const auto rows = own.here(OWN);
+#pragma unroll UNROLL
+      for (int k = 0; k < D / 16; ++k) {
+        uint32_t fragment[M][4];
+#pragma unroll
+        for (int m = 0; m < M; ++m) simt::ldmatrix_x4(fragment[m], rows.at(m * 16, k * 16));
+        multiply_nt(s, fragment, partners, k * 16);
+      }
     }
   }
 

@@ -127,6 +127,8 @@ struct BwdTile {
   // hold their sums.
   static constexpr int M = WIDE && D <= 64 ? 2 : 1;
   static constexpr int BLOCK = 16 * M * WARPS;
+  // How many of Q and dO stay in registers, as A operands, beside the sum of dQ.
+  static constexpr int HELD = PASS != Pass::Q || !WIDE || D > 128 ? 0 : D == 64 ? 1 : 2;
   // The largest block, of D 256, takes 96 KB of the 99 that sm_86 has.
   static constexpr int STEP = D <= 192 ? 32 : 16;
   static constexpr int SHARED_BYTES =
@@ -144,7 +146,7 @@ template <int D_, Pass PASS_>
 struct F32BwdTile {
   using T = float;
   static constexpr Pass PASS = PASS_;
-  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 1;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 1, HELD = 0;
   // As many products per value read from shared memory as fit the 99 KB that a block may have on
   // sm_86.
   static constexpr int BLOCK = D <= 64 ? 64 : 32, STEP = D <= 128 ? 32 : 16;
