@@ -126,7 +126,7 @@ def _kernels_table():
         on_gpu = k["shared_bytes"] > 0
         made.add_row(
             *(k[n] for n in ("target", "family", "dtype", "score")),
-            f"<= {k['head_dim']}",
+            "<= " + ", ".join(map(str, dict.fromkeys((k["head_dim"], k["head_dim_v"])))),
             f"{k['block_q']} x {k['block_kv']}",
             str(k["threads"]) if on_gpu else "-",
             f"{k['shared_bytes'] / 1024:.1f} KiB" if on_gpu else "-",

@@ -32,9 +32,9 @@ namespace atx::ATX_TARGET {
 // A tile of keys whose K is on the way, in full generality: masked, of any alignment, with any
 // values. A block has few of these, so the next K is copied only when all is done. next: the tile
 // after it, before `first` if there is none.
-template <class Tile, class Score, class Stream>
+template <class Tile, class Score, class KStream, class VStream>
 __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const AttentionParams& p,
-                                       Stream& k, Stream& v, int kv0, int next, int first) {
+                                       KStream& k, VStream& v, int kv0, int next, int first) {
   constexpr int KV = AttentionWarp<Tile, Score>::KV, M = Tile::M, THREADS = Tile::THREADS;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
@@ -62,13 +62,13 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
                  // marks now
   const bool split = simt::sync_or(holds_nonfinite<THREADS>(smem.v));
   if (split) {
-    split_nonfinite<THREADS>(smem.v, smem.k);
+    split_nonfinite<THREADS>(smem.v, smem.v_marks());
     simt::sync();  // every warp multiplies with what all threads have split
   }
   if (!idle) warp.accumulate(weights);
   if (split && !idle)
     add_nonfinite(warp.o, weights,
-                  FragmentAddress<decltype(smem.k)>(smem.k, warp.first_key(), warp.lane()));
+                  FragmentAddress<decltype(smem.v)>(smem.v_marks(), warp.first_key(), warp.lane()));
   simt::sync();  // no warp still reads the marks in K's place, which is overwritten now
   k.step_back(kv0 - next);
   v.step_back(kv0 - next);
@@ -79,9 +79,9 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
 // The same for a whole tile of chunked K and V: of a linear policy for one that nothing masks, if
 // no row's weights grow too large; of General for any, if V has no nan or inf that may be masked.
 // Otherwise answers false and leaves everything to attend: K is still there, V is copied again.
-template <class Tile, class Score, class Stream>
+template <class Tile, class Score, class KStream, class VStream>
 __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
-                                             const AttentionParams& p, Stream& k, Stream& v,
+                                             const AttentionParams& p, KStream& k, VStream& v,
                                              int kv0, int next, int first) {
   constexpr int KV = AttentionWarp<Tile, Score>::KV, M = Tile::M;
   constexpr bool GENERAL = !Score::LINEAR && !Score::SPARSE;
@@ -137,7 +137,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   int kv0 = begin < end ? (end - 1) / KV * KV : first - KV;
   load_queries<THREADS>(smem.q, p, block);
   simt::cp_async_commit();
-  TileStream<decltype(smem.k), THREADS> k_stream(k, kv0), v_stream(v, kv0);
+  TileStream<decltype(smem.k), THREADS> k_stream(k, kv0);
+  TileStream<decltype(smem.v), THREADS> v_stream(v, kv0);
   if (kv0 >= first) k_stream.load(smem.k, kv0);
   simt::cp_async_commit();
   simt::cp_async_wait<1>();
@@ -193,8 +194,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 
 template <class T, class Score>
 Status launch_attention_fwd(const AttentionParams& p, const Exec& exec) {
-  return with_head_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
-    using Tile = FwdTile<T, D, Score::LINEAR>;
+  return with_head_dims(p.D, p.Dv, [&]<int D, int DV>(HeadDim<D, DV>) {
+    using Tile = typename FwdTileOf<T, D, DV, Score::LINEAR>::Tile;
     static_assert(sizeof(FwdSmem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd<Tile, Score>, attention_blocks(p, Tile::BLOCK_Q),
                         Tile::THREADS, Tile::SHARED_BYTES, exec.stream, p);

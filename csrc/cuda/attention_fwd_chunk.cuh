@@ -13,7 +13,7 @@ struct ChunkEnds {
 // Their shares of the output, in the place of K and V.
 template <class Tile>
 struct ChunkOutputs {
-  SmemTile<float, Tile::BLOCK_Q, Tile::D> o[Tile::WARPS];
+  SmemTile<float, Tile::BLOCK_Q, Tile::DV> o[Tile::WARPS];
 };
 
 // own ← what this warp's o is to be multiplied with. A warp whose keys the row does not see, or of
@@ -68,14 +68,14 @@ __device__ __forceinline__ void finish_chunk(AttentionWarp<Tile, Score>& warp,
     const RowEnd end = end_row(ends, at.row, warp.exponential, &own);
     if (w == 0 && at.col == 0 && rows.exists(at.row)) lse[rows.first + at.row] = end.lse;
 #pragma unroll
-    for (int n = 0; n < Tile::D / 8; ++n)
+    for (int n = 0; n < Tile::DV / 8; ++n)
       reinterpret_cast<Float2&>(outputs.o[w].at(at.row, n * 8 + at.col)) = {
           warp.o[0][n][2 * r] * own, warp.o[0][n][2 * r + 1] * own};
   }
   simt::sync();  // threads add up what all warps have written
 
   const auto to = output_of<typename Tile::T>(p, block);
-  constexpr int CHUNKS = Tile::D / 4;
+  constexpr int CHUNKS = Tile::DV / 4;
 #pragma unroll 1
   for (int at = int(threadIdx.x); at < Tile::BLOCK_Q * CHUNKS; at += Tile::THREADS) {
     const int row = at / CHUNKS, c = at % CHUNKS;

@@ -14,7 +14,14 @@ namespace atx::ATX_TARGET {
 template <class Tile>
 struct FwdSmem {
   SmemTile<typename Tile::T, Tile::BLOCK_Q, Tile::D> q;  // at the end, the output on its way out
-  SmemTile<typename Tile::T, Tile::BLOCK_KV, Tile::D> k, v;
+  SmemTile<typename Tile::T, Tile::BLOCK_KV, Tile::D> k;
+  SmemTile<typename Tile::T, Tile::BLOCK_KV, Tile::DV> v;
+
+  // In K's place.
+  __device__ __forceinline__ auto& v_marks() {
+    static_assert(sizeof(v) <= sizeof(k));
+    return reinterpret_cast<decltype(v)&>(k);
+  }
 };
 
 // A warp's view of its block.
@@ -22,7 +29,7 @@ template <class Tile, class Score>
 struct AttentionWarp {
   using T = typename Tile::T;
   // KV: the keys of a tile that are this warp's, with rows of its own all of them.
-  static constexpr int M = Tile::M, D = Tile::D;
+  static constexpr int M = Tile::M, D = Tile::D, DV = Tile::DV;
   static constexpr int KV = Tile::SPLIT ? Tile::BLOCK_KV / Tile::WARPS : Tile::BLOCK_KV;
   using Smem = FwdSmem<Tile>;
   using Rows = typename Owned<Tile>::Rows;
@@ -37,7 +44,7 @@ struct AttentionWarp {
 
   int kept_position[2];  // of this lane's rows, where these take a division to find
   uint32_t q_frag[Tile::Q_IN_REGISTERS ? D / 16 : 1][M][4];
-  float o[M][D / 8][4] = {};         // Σ 2^exponent v
+  float o[M][DV / 8][4] = {};        // Σ 2^exponent v
   float base[M][2], sum[M][2] = {};  // of the exponents; Σ 2^exponent over this lane's columns
 
   __device__ __forceinline__ AttentionWarp(Smem& smem, const Score& score, const Rows& rows,
@@ -86,7 +93,9 @@ struct AttentionWarp {
   __device__ __forceinline__ bool is_idle(int kv0) const {
     if (!Score::LINEAR) return false;  // not worth the registers there
     if (Tile::SPLIT) return false;     // its warps have the same rows: none has less to do
-    const int i = rows.position(first_row()), i1 = i + 16 * M;
+    // Of a pair, found again, not kept: Window's kernel was a register short on sm_90a.
+    const int thread = int(D == DV ? threadIdx.x : simt::opaque(threadIdx.x));
+    const int i = rows.position(thread / 32 * 16 * M), i1 = i + 16 * M;
     if constexpr (Score::SPARSE) return i >= rows.sq || score.next_key(i, i1, kv0) >= kv0 + KV;
     return i >= rows.sq || score.kv_end(i, i1) <= kv0 || score.kv_begin(i, i1) >= kv0 + KV;
   }
@@ -95,8 +104,10 @@ struct AttentionWarp {
   __device__ __forceinline__ void products(float (&s)[M][KV / 8][4]) const {
     const auto q = q_address.here();
     const auto keys = k_address.here();
-    // Unrolled more, General's loads of D 256 are moved up until registers run out.
-#pragma unroll(Score::LINEAR || D <= 192 ? D / 16 : 4)
+    // Unrolled more, General's loads of D 256 are moved up until registers run out, and those of D
+    // 192 where DV is 128.
+    constexpr bool ALL = D == DV && (Score::LINEAR || D <= 192);
+#pragma unroll(ALL ? D / 16 : 4)
     for (int k = 0; k < D / 16; ++k) {
       if constexpr (Tile::Q_IN_REGISTERS) {
         multiply_nt(s, q_frag[k], keys, k * 16);
@@ -239,7 +250,7 @@ struct AttentionWarp {
         base[m][r] = to;
         sum[m][r] *= factor;
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
+        for (int n = 0; n < DV / 8; ++n) {
           o[m][n][2 * r] *= factor;
           o[m][n][2 * r + 1] *= factor;
         }
@@ -312,7 +323,7 @@ struct AttentionWarp {
         const int row = first_row() + m * 16 + at.row;
         if (lse && at.col == 0 && block.q0 + row < block.seq.sq) lse[block.q0 + row] = end.lse;
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
+        for (int n = 0; n < DV / 8; ++n) {
           const uint32_t pair =
               simt::pack2<T>(o[m][n][2 * r] * end.factor, o[m][n][2 * r + 1] * end.factor);
           reinterpret_cast<uint32_t&>(smem.q.at(row, n * 8 + at.col)) = pair;

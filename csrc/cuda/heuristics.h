@@ -11,7 +11,7 @@ namespace atx::ATX_TARGET {
 // zeros.
 constexpr int HEAD_DIMS[] = {32, 64, 96, 128, 192, 256};
 
-template <int D>
+template <int D, int DV = D>
 struct HeadDim {};
 
 // use(HeadDim<D>{}) of the tile that d runs on.
@@ -21,6 +21,15 @@ constexpr auto with_head_dim(int d, Use use) {
     return use(HeadDim<HEAD_DIMS[I]>{});
   else
     return d <= HEAD_DIMS[I] ? use(HeadDim<HEAD_DIMS[I]>{}) : with_head_dim<I + 1>(d, use);
+}
+
+// The same of D of q and k, and Dv of v. Multi-head latent attention has 64 columns of positions in
+// q and k beside the 128 that v has too (DeepSeek-V2, arXiv:2405.04434): a pair of its own spares a
+// third of v's products, and the accumulators are few enough for what D 128 runs on.
+template <class Use>
+constexpr auto with_head_dims(int d, int dv, Use use) {
+  if (128 < d && d <= 192 && dv <= 128) return use(HeadDim<192, 128>{});
+  return with_head_dim(d > dv ? d : dv, use);
 }
 
 // The same where memory sets the pace, of which zeros cost nothing.
@@ -35,7 +44,7 @@ template <class T_, int D_, bool LINEAR>
 struct FwdTile {
   using T = T_;
   static constexpr bool SPLIT = false;
-  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS;
+  static constexpr int D = D_, DV = D, WARPS = 4, THREADS = 32 * WARPS;
   // Every K or V fragment that a warp reads serves all its rows: 32 rows halve the shared-memory
   // reads per product, which at 16 rows take as long as the products themselves. It needs 2 D / 16
   // · 8 accumulators, too many registers from D 192 on; and the logits of General (mask addresses,
@@ -54,13 +63,35 @@ struct FwdTile {
   static constexpr int BLOCKS = 2;  // of a multiprocessor, at least
 };
 
+// Of different D and DV: rows and keys as D = DV has them, whose accumulators these are. Q is
+// reread per tile.
+template <class T_, int D_, int DV_, bool LINEAR>
+struct FwdPairTile {
+  using T = T_;
+  using Narrow = FwdTile<T, DV_, LINEAR>;
+  static constexpr bool SPLIT = false, Q_IN_REGISTERS = false;
+  static constexpr int D = D_, DV = DV_, WARPS = Narrow::WARPS, THREADS = Narrow::THREADS;
+  static constexpr int M = Narrow::M, BLOCK_Q = Narrow::BLOCK_Q, BLOCK_KV = Narrow::BLOCK_KV;
+  static constexpr int SHARED_BYTES = (BLOCK_Q * D + BLOCK_KV * (D + DV)) * 2;
+  static constexpr int BLOCKS = 2;
+};
+// The tile of D and DV.
+template <class T, int D, int DV, bool LINEAR>
+struct FwdTileOf {
+  using Tile = FwdPairTile<T, D, DV, LINEAR>;
+};
+template <class T, int D, bool LINEAR>
+struct FwdTileOf<T, D, D, LINEAR> {
+  using Tile = FwdTile<T, D, LINEAR>;
+};
+
 // FMA units (f32). A warp of 2 x 16 lanes owns rows; a lane multiplies BLOCK_Q / 8 of them with
 // BLOCK_KV / 16 keys.
 template <int D_>
 struct F32Tile {
   using T = float;
   static constexpr bool SPLIT = false;
-  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS;
+  static constexpr int D = D_, DV = D, WARPS = 4, THREADS = 32 * WARPS;
   // 8 x 2 products per lane and head dimension cost 12 cycles of shared memory and 16 of FMA units.
   // Larger dimensions keep within the 99 KB that a block may have on sm_86.
   static constexpr int BLOCK_Q = D <= 128 ? 64 : 32;
@@ -89,7 +120,7 @@ template <class T_, int D_, bool LINEAR>
 struct SplitTile {
   using T = T_;
   static constexpr bool SPLIT = true, GROUPED = LINEAR;
-  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, M = 1;
+  static constexpr int D = D_, DV = D, WARPS = 4, THREADS = 32 * WARPS, M = 1;
   static constexpr int BLOCK_Q = FEW_QUERIES, BLOCK_KV = 64;
   // Bytes in flight are what counts: registers for more blocks rather than for Q.
   static constexpr bool Q_IN_REGISTERS = D <= 64;
@@ -102,7 +133,7 @@ template <int D_, bool LINEAR>
 struct F32SplitTile {
   using T = float;
   static constexpr bool SPLIT = true, GROUPED = LINEAR;
-  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS;
+  static constexpr int D = D_, DV = D, WARPS = 4, THREADS = 32 * WARPS;
   static constexpr int BLOCK_Q = FEW_QUERIES, BLOCK_KV = 32, P_COLS = 32;
   static constexpr int SHARED_BYTES = ((BLOCK_Q + 2 * BLOCK_KV) * D + BLOCK_Q * P_COLS) * 4;
   static constexpr int BLOCKS = D <= 128 ? 4 : 2;

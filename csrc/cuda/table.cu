@@ -184,8 +184,8 @@ struct F32Passes {
 
 struct Catalogue {
   // attention_fwd, attention_stats, and up to four passes of attention_bwd.
-  static constexpr int MOST = 6, COARSE = 5 * NUM_DTYPES * NUM_HEAD_DIMS,
-                       CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS + COARSE;
+  static constexpr int MOST = 6, COARSE = 5 * NUM_DTYPES * NUM_HEAD_DIMS, PAIRS = 2 * NUM_SCORES,
+                       CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS + COARSE + PAIRS;
   KernelInfo entries[CAPACITY];
   int size = 0;
 
@@ -198,7 +198,8 @@ struct Catalogue {
                        Tile::BLOCK_Q,
                        Tile::BLOCK_KV,
                        Tile::THREADS,
-                       Tile::SHARED_BYTES};
+                       Tile::SHARED_BYTES,
+                       Tile::DV};
   }
   template <class Tile>
   constexpr void add_stats(const char* dtype, const char* score) {
@@ -240,6 +241,12 @@ struct Catalogue {
         add_bwd<f16, Passes<f16, D, DENSE>::template Tile, MASK>("float16", score);
       });
     }
+    add_pairs<Score>(score);
+  }
+  template <class Score>
+  constexpr void add_pairs(const char* score) {
+    add_fwd<FwdPairTile<bf16, 192, 128, Score::LINEAR>>("bfloat16", score);
+    add_fwd<FwdPairTile<f16, 192, 128, Score::LINEAR>>("float16", score);
   }
   template <class Score>
   constexpr void add_split(const char* score) {

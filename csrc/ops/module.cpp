@@ -23,6 +23,7 @@ py::list kernels() {
       row["dtype"] = k.dtype;
       row["score"] = k.score;
       row["head_dim"] = k.head_dim;
+      row["head_dim_v"] = k.head_dim_v ? k.head_dim_v : k.head_dim;
       row["block_q"] = k.block_q;
       row["block_kv"] = k.block_kv;
       row["threads"] = k.threads;
