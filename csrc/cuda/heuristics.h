@@ -39,12 +39,13 @@ constexpr auto with_coarse_dim(int d, Use use) {
   return d <= 64 ? use(HeadDim<64>{}) : d <= 128 ? use(HeadDim<128>{}) : use(HeadDim<256>{});
 }
 
-// Tensor cores (bf16, f16). A warp owns 16 M query rows.
+// Tensor cores (bf16, f16). A warp owns 16 M query rows. ROW_WARPS have rows of their own; others
+// share these rows, and have their part of each tile's keys.
 template <class T_, int D_, bool LINEAR>
 struct FwdTile {
   using T = T_;
   static constexpr bool SPLIT = false;
-  static constexpr int D = D_, DV = D, WARPS = 4, THREADS = 32 * WARPS;
+  static constexpr int D = D_, DV = D, WARPS = 4, ROW_WARPS = WARPS, THREADS = 32 * WARPS;
   // Every K or V fragment that a warp reads serves all its rows: 32 rows halve the shared-memory
   // reads per product, which at 16 rows take as long as the products themselves. It needs 2 D / 16
   // · 8 accumulators, too many registers from D 192 on; and the logits of General (mask addresses,
@@ -70,7 +71,8 @@ struct FwdPairTile {
   using T = T_;
   using Narrow = FwdTile<T, DV_, LINEAR>;
   static constexpr bool SPLIT = false, Q_IN_REGISTERS = false;
-  static constexpr int D = D_, DV = DV_, WARPS = Narrow::WARPS, THREADS = Narrow::THREADS;
+  static constexpr int D = D_, DV = DV_, WARPS = Narrow::WARPS, ROW_WARPS = WARPS;
+  static constexpr int THREADS = Narrow::THREADS;
   static constexpr int M = Narrow::M, BLOCK_Q = Narrow::BLOCK_Q, BLOCK_KV = Narrow::BLOCK_KV;
   static constexpr int SHARED_BYTES = (BLOCK_Q * D + BLOCK_KV * (D + DV)) * 2;
   static constexpr int BLOCKS = 2;
@@ -120,7 +122,7 @@ template <class T_, int D_, bool LINEAR>
 struct SplitTile {
   using T = T_;
   static constexpr bool SPLIT = true, GROUPED = LINEAR;
-  static constexpr int D = D_, DV = D, WARPS = 4, THREADS = 32 * WARPS, M = 1;
+  static constexpr int D = D_, DV = D, WARPS = 4, ROW_WARPS = 1, THREADS = 32 * WARPS, M = 1;
   static constexpr int BLOCK_Q = FEW_QUERIES, BLOCK_KV = 64;
   // Bytes in flight are what counts: registers for more blocks rather than for Q.
   static constexpr bool Q_IN_REGISTERS = D <= 64;

@@ -1,0 +1,222 @@
+// A warp's share of the scores in a forward on tensor cores: some rows of S = Q Kᵀ for some of a
+// tile's keys, and the weights of these, in registers.
+#pragma once
+#include "csrc/cuda/attention_block.cuh"
+#include "csrc/cuda/dropped.cuh"
+#include "csrc/cuda/grid_logits.cuh"
+#include "csrc/cuda/heuristics.h"
+#include "csrc/cuda/seen.cuh"
+#include "csrc/cuda/split.cuh"
+#include "csrc/cuda/tile.cuh"
+
+namespace atx::ATX_TARGET {
+
+template <class Tile_, class Score_>
+struct ScoreWarp {
+  using Tile = Tile_;
+  using Score = Score_;
+  using T = typename Tile::T;
+  // KV: the keys of a tile that are this warp's, with rows of its own all of them.
+  static constexpr int M = Tile::M, D = Tile::D, DV = Tile::DV;
+  static constexpr int KV = Tile::BLOCK_KV / (Tile::WARPS / Tile::ROW_WARPS);
+  using QTile = SmemTile<T, Tile::BLOCK_Q, D>;
+  using KTile = SmemTile<T, Tile::BLOCK_KV, D>;
+  using Rows = typename Owned<Tile>::Rows;
+
+  const Score& score;
+  const Rows rows;
+  const FragmentAddress<QTile> q_address;
+  const FragmentAddress<KTile, Order::ACROSS> k_address;
+  const Exponential<Score> exponential;
+
+  int kept_position[2];  // of this lane's rows, where these take a division to find
+  uint32_t q_frag[Tile::Q_IN_REGISTERS ? D / 16 : 1][M][4];
+  float base[M][2], sum[M][2] = {};  // of the exponents; Σ 2^exponent over this lane's columns
+
+  __device__ __forceinline__ ScoreWarp(const QTile& q, const KTile& k, const Score& score,
+                                       const Rows& rows, Exponential<Score> exponential)
+      : score(score),
+        rows(rows),
+        q_address(q, first_row(), lane()),
+        k_address(k, first_key(), lane()),
+        exponential(exponential) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        // No key yet. A row beyond the sequence need not wait for one.
+        const int row = first_row() + m * 16 + simt::c_place(lane(), 2 * r).row;
+        base[m][r] = rows.exists(row) ? -INFINITY : 0.f;
+        if (Rows::GROUPED) kept_position[r] = rows.position(row);
+      }
+    }
+  }
+
+  __device__ __forceinline__ static int lane() { return int(threadIdx.x % 32); }
+  __device__ __forceinline__ static int warp() { return int(threadIdx.x / 32); }
+  __device__ __forceinline__ static int first_row() {
+    if (Tile::ROW_WARPS == 1) return 0;
+    return (Tile::ROW_WARPS == Tile::WARPS ? warp() : warp() % Tile::ROW_WARPS) * 16 * M;
+  }  // of the block's rows
+  __device__ __forceinline__ static int first_key() {
+    return Tile::ROW_WARPS == Tile::WARPS ? 0 : warp() / Tile::ROW_WARPS * KV;
+  }  // of a tile's keys
+  __device__ __forceinline__ static void load_q(uint32_t (&a)[M][4],
+                                                const FragmentAddress<QTile>& q, int col) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) simt::ldmatrix_x4(a[m], q.at(m * 16, col));
+  }
+
+  __device__ __forceinline__ void keep_q() {
+    if constexpr (Tile::Q_IN_REGISTERS) {
+#pragma unroll
+      for (int k = 0; k < D / 16; ++k) load_q(q_frag[k], q_address, k * 16);
+    }
+  }
+
+  // s = Q Kᵀ, of the tile of keys that lies `tile` tiles after the first.
+  __device__ __forceinline__ void products(float (&s)[M][KV / 8][4], int tile = 0) const {
+    const auto q = q_address.here();
+    const auto keys = k_address.here(tile);
+    // Unrolled more, General's loads of D 256 are moved up until registers run out, and those of D
+    // 192 where DV is 128.
+#pragma unroll(D == DV && (Score::LINEAR || D <= 192) ? D / 16 : 4)
+    for (int k = 0; k < D / 16; ++k) {
+      if constexpr (Tile::Q_IN_REGISTERS) {
+        multiply_nt(s, q_frag[k], keys, k * 16);
+      } else {
+        uint32_t a[M][4];
+        load_q(a, q, k * 16);
+        multiply_nt(s, a, keys, k * 16);
+      }
+    }
+  }
+
+  // Of row r of this lane's 2 M.
+  __device__ __forceinline__ int position(int r) const {
+    if (Rows::GROUPED) return kept_position[r];
+    return rows.position(first_row() + r / 2 * 16 + simt::c_place(lane(), r % 2 * 2).row);
+  }
+  // Pair (r, c) of this lane's 2 M x KV / 4 of a tile; its score is s[r / 2][c / 2][r % 2 * 2 + c %
+  // 2].
+  __device__ __forceinline__ Pair pair(int r, int c, int kv0) const {
+    return {position(r), kv0 + first_key() + c / 2 * 8 + simt::c_place(lane(), c % 2).col};
+  }
+  __device__ __forceinline__ uint64_t seen(int kv0) const {
+    return seen_pairs<2 * M, KV / 4>(score, [&](int r, int c) { return pair(r, c, kv0); });
+  }
+
+  // s ← logits, but for a linear policy's factor; -inf where masked out.
+  template <bool MASKED>
+  __device__ __forceinline__ void logits(float (&s)[M][KV / 8][4], int kv0, uint64_t seen) const {
+    constexpr int ROWS = 2 * M, COLS = KV / 4;
+    const auto at = [&](int r, int c) -> float& { return s[r / 2][c / 2][r % 2 * 2 + c % 2]; };
+    const auto place = [&](int r, int c) { return pair(r, c, kv0); };
+    if constexpr (!Score::LINEAR) {
+      const int i0 = rows.first + first_row(), j0 = kv0 + first_key();
+      grid_logits<T, ROWS, COLS, true>(score, rows.sq, Pair{i0, j0}, Pair{i0 + 16 * M, j0 + KV},
+                                       seen, at, place);
+    } else if constexpr (MASKED) {
+      // In the order of C's elements: row by row, Blocks' kernels of D 128 spilled.
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < KV / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int r = 2 * m + e / 2, c = 2 * n + e % 2;
+            const auto [i, j] = place(r, c);
+            s[m][n][e] = masked_product(score, s[m][n][e], i, j, seen >> (r * COLS + c) & 1);
+          }
+        }
+      }
+    }
+  }
+
+  // s ← weights; part ← Σ of them, of this lane's columns.
+  template <bool MASKED>
+  __device__ __forceinline__ void weigh(float (&s)[M][KV / 8][4], float (&part)[M][2]) const {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        // A row without a key up to now: any finite base gives 2^-inf = 0.
+        const float from = MASKED && base[m][r] == -INFINITY ? 0.f : base[m][r];
+        part[m][r] = 0;
+#pragma unroll
+        for (int n = 0; n < KV / 8; ++n) {
+#pragma unroll
+          for (int e = 2 * r; e < 2 * r + 2; ++e)
+            part[m][r] += s[m][n][e] = exponential.weight(s[m][n][e], from);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void copy(float (&to)[M][KV / 8][4],
+                                              const float (&from)[M][KV / 8][4]) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int n = 0; n < KV / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) to[m][n][e] = from[m][n][e];
+      }
+    }
+  }
+  __device__ __forceinline__ static bool too_large(const float (&part)[M][2]) {
+    bool found = false;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      found |= part[m][0] > Exponential<Score>::LIMIT;
+      found |= part[m][1] > Exponential<Score>::LIMIT;
+    }
+    return found;
+  }
+
+  __device__ __forceinline__ void add(const float (&part)[M][2]) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      sum[m][0] += part[m][0];
+      sum[m][1] += part[m][1];
+    }
+  }
+
+  // s ← what dropout leaves of the weights, after their sums were taken.
+  __device__ __forceinline__ void drop(float (&s)[M][KV / 8][4], const AttentionParams& p,
+                                       int kv0) const {
+    if constexpr (!Score::LINEAR) {
+      if (!(p.dropout > 0)) return;
+      constexpr int ROWS = 2 * M, COLS = KV / 4;
+      const typename Owned<Tile>::Block block(p, Tile::BLOCK_Q);  // found again, not kept
+      const uint32_t kept = kept_pairs<Calls<ROWS, COLS, false, 2>>(
+          p, block.b, block.h, [&](int r, int c) { return pair(r, c, kv0); });
+      const float factor = kept_factor<float>(p);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+        for (int c = 0; c < COLS; ++c) {
+          float& weight = s[r / 2][c / 2][r % 2 * 2 + c % 2];
+          weight = kept >> (r * COLS + c) & 1 ? weight * factor : 0.f;
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void pack(uint32_t (&p)[KV / 16][M][4],
+                                              const float (&s)[M][KV / 8][4]) {
+#pragma unroll
+    for (int k = 0; k < KV / 16; ++k) {
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* pair = &s[m][2 * k + i / 2][i % 2 * 2];
+          p[k][m][i] = simt::pack2<T>(pair[0], pair[1]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace atx::ATX_TARGET
