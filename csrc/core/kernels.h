@@ -38,6 +38,8 @@ struct Kernels {
   const char* target;
   unsigned dtypes;   // bit 1 << int(DType) for each supported dtype
   int max_head_dim;  // of q, k and of v
+  // How much further attention_fwd, and nothing else, goes in 16-bit dtypes; 0: no further.
+  int max_fwd_head_dim = 0, max_fwd_head_dim_v = 0;
   Status (*attention_fwd)(const AttentionParams&, const Exec&);
   Status (*attention_bwd)(const AttentionBwdParams&, const Exec&);
   Status (*attention_stats)(const AttentionStatsParams&, const Exec&);

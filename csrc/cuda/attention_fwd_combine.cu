@@ -4,15 +4,15 @@
 //
 // - block: one row
 // - warp w: the chunks w, w + WARPS ..., whose shares meet in shared memory
-// - lane: of those, the four columns from 4 lane on, and from 4 lane + 128
+// - lane: of those, the four columns from 4 lane on, from 4 lane + 128 on, and so on
 #include "csrc/core/kernels.h"
 #include "csrc/cuda/split.cuh"
 
 namespace atx::ATX_TARGET {
 namespace combine {  // not unnamed: nvcc and g++ are to mangle the kernels alike
 
-constexpr int WARPS = 8, THREADS = 32 * WARPS, MOST_COLS = 256, STEP = 32 * 4;
-static_assert(MOST_CHUNKS <= 64 && MOST_COLS <= THREADS);
+constexpr int WARPS = 8, THREADS = 32 * WARPS, MOST_COLS = WIDE_DV, STEP = 32 * 4;
+static_assert(MOST_CHUNKS <= 64 && MOST_COLS % STEP == 0);
 
 struct Smem {
   float o[WARPS][MOST_COLS];
@@ -88,12 +88,14 @@ __global__ void __launch_bounds__(THREADS)
   }
   simt::sync();  // threads add up what all warps have written
 
-  const int d = int(threadIdx.x);
-  if (d >= p.Dv) return;
-  float sum = 0;
+  T* const to = static_cast<T*>(p.o) + row0(p.o_stride, b, h, i);
+#pragma unroll 1
+  for (int d = int(threadIdx.x); d < p.Dv; d += THREADS) {
+    float sum = 0;
 #pragma unroll
-  for (int w = 0; w < WARPS; ++w) sum += smem.o[w][d];
-  (static_cast<T*>(p.o) + row0(p.o_stride, b, h, i))[d] = from_float<T>(sum);
+    for (int w = 0; w < WARPS; ++w) sum += smem.o[w][d];
+    to[d] = from_float<T>(sum);
+  }
 }
 
 }  // namespace combine

@@ -130,6 +130,22 @@ struct SplitTile {
   static constexpr int BLOCKS = D <= 64 && LINEAR ? 4 : D <= 128 ? 3 : 2;
 };
 
+// Head dimensions beyond 256, on tensor cores (attention_fwd_wide.cuh says why so large).
+constexpr int WIDE_D = 576, WIDE_DV = 512;
+constexpr bool is_wide(int d, int dv) { return (d > dv ? d : dv) > 256; }
+template <class T_, bool LINEAR, bool SPLIT_>
+struct WideTile {
+  using T = T_;
+  static constexpr bool SPLIT = SPLIT_, GROUPED = LINEAR, Q_IN_REGISTERS = false;
+  static constexpr int D = WIDE_D, DV = WIDE_DV, WARPS = 8, ROW_WARPS = 4, THREADS = 32 * WARPS;
+  static constexpr int M = 1;  // of the scores
+  static constexpr int BLOCK_Q = 64, BLOCK_KV = 32;
+  // Five floats a row: a base, and two for each of the two warps that share it.
+  static constexpr int SHARED_BYTES =
+      (BLOCK_Q + 2 * BLOCK_KV) * D * 2 + BLOCK_Q * BLOCK_KV * 2 + BLOCK_Q * 5 * 4;
+  static constexpr int BLOCKS = 1;
+};
+
 // FMA units (f32): 2 x 2 products per lane and head dimension.
 template <int D_, bool LINEAR>
 struct F32SplitTile {

@@ -18,6 +18,10 @@ Status launch_attention_fwd_split(const AttentionParams&, const Exec&);
 template <class Score>
 Status launch_attention_fwd_split_f32(const AttentionParams&, const Exec&);
 Status launch_attention_fwd_combine(const AttentionParams&, const Exec&);
+template <class T, class Score>
+Status launch_attention_fwd_wide(const AttentionParams&, const Exec&);
+template <class T, class Score>
+Status launch_attention_fwd_wide_split(const AttentionParams&, const Exec&);
 
 Status merge_states(const MergeStatesParams&, const Exec&);
 Status merge_states_bwd(const MergeStatesBwdParams&, const Exec&);
@@ -83,6 +87,28 @@ Status attention_fwd_split_with(const AttentionParams& p, const Exec& exec) {
   });
 }
 
+// Head dimensions beyond those of HEAD_DIMS. Window's kernels do for Full, those of GeneralBlocks
+// for Blocks.
+template <class T>
+Status attention_fwd_wide(const AttentionParams& p, const Exec& exec) {
+  const ScoreId score = kernel_id(p);
+  if (p.workspace) {
+    const Status failed = score == ScoreId::General
+                              ? launch_attention_fwd_wide_split<T, General<float>>(p, exec)
+                              : launch_attention_fwd_wide_split<T, Window<float>>(p, exec);
+    return failed ? failed : launch_attention_fwd_combine(p, exec);
+  }
+  switch (score) {
+    case ScoreId::Full:
+    case ScoreId::Window:
+      return launch_attention_fwd_wide<T, Window<float>>(p, exec);
+    case ScoreId::Blocks:
+      return launch_attention_fwd_wide<T, GeneralBlocks<float>>(p, exec);
+    default:
+      return launch_attention_fwd_wide<T, General<float>>(p, exec);
+  }
+}
+
 // Memory sets the pace: Window's kernels do for Full.
 Status attention_fwd_split(const AttentionParams& p, const Exec& exec) {
   const Status failed = kernel_id(p) == ScoreId::General
@@ -93,6 +119,9 @@ Status attention_fwd_split(const AttentionParams& p, const Exec& exec) {
 int64_t attention_fwd_workspace(const AttentionParams& p) { return Split(p).floats(); }
 
 Status attention_fwd(const AttentionParams& p, const Exec& exec) {
+  if (is_wide(p.D, p.Dv))
+    return p.dtype == DType::bf16 ? attention_fwd_wide<bf16>(p, exec)
+                                  : attention_fwd_wide<f16>(p, exec);
   if (p.workspace) return attention_fwd_split(p, exec);
   switch (kernel_id(p)) {
     case ScoreId::Full:
@@ -184,7 +213,8 @@ struct F32Passes {
 
 struct Catalogue {
   // attention_fwd, attention_stats, and up to four passes of attention_bwd.
-  static constexpr int MOST = 6, COARSE = 5 * NUM_DTYPES * NUM_HEAD_DIMS, PAIRS = 2 * NUM_SCORES,
+  static constexpr int MOST = 6, COARSE = 5 * NUM_DTYPES * NUM_HEAD_DIMS,
+                       PAIRS = 2 * 2 * NUM_SCORES,
                        CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS + COARSE + PAIRS;
   KernelInfo entries[CAPACITY];
   int size = 0;
@@ -248,6 +278,11 @@ struct Catalogue {
     add_fwd<FwdPairTile<bf16, 192, 128, Score::LINEAR>>("bfloat16", score);
     add_fwd<FwdPairTile<f16, 192, 128, Score::LINEAR>>("float16", score);
   }
+  template <class Score, bool SPLIT>
+  constexpr void add_wide(const char* score) {
+    add_fwd<WideTile<bf16, Score::LINEAR, SPLIT>>("bfloat16", score);
+    add_fwd<WideTile<f16, Score::LINEAR, SPLIT>>("float16", score);
+  }
   template <class Score>
   constexpr void add_split(const char* score) {
     for (const int dim : COARSE_HEAD_DIMS)
@@ -280,6 +315,11 @@ struct Catalogue {
     add_score<GeneralBlocks<float>>("general_blocks");
     add_split<Window<float>>("window");
     add_split<General<float>>("general");
+    add_wide<Window<float>, false>("window");
+    add_wide<General<float>, false>("general");
+    add_wide<GeneralBlocks<float>, false>("general_blocks");
+    add_wide<Window<float>, true>("window");
+    add_wide<General<float>, true>("general");
     add_lists<float>("float32");
     add_lists<bf16>("bfloat16");
     add_lists<f16>("float16");
@@ -299,6 +339,8 @@ const Kernels kernels = {
     .target = ATX_NAME(ATX_TARGET),
     .dtypes = bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
     .max_head_dim = 256,
+    .max_fwd_head_dim = WIDE_D,
+    .max_fwd_head_dim_v = WIDE_DV,
     .attention_fwd = attention_fwd,
     .attention_bwd = attention_bwd,
     .attention_stats = attention_stats,

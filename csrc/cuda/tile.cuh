@@ -224,6 +224,12 @@ struct FragmentAddress {
     there.first = simt::opaque(first + tiles * int(sizeof(Tile)));
     return there;
   }
+  // The same from a column on, a whole number of swizzle periods.
+  __device__ __forceinline__ FragmentAddress beyond(int cols) const {
+    FragmentAddress there = *this;
+    there.first = first + cols * 2;
+    return there;
+  }
   // row, col: multiples of 16, constants after unrolling.
   __device__ __forceinline__ uint32_t at(int row, int col) const {
     const int bytes = col * 2;

@@ -16,8 +16,8 @@ namespace {
 
 class Reader {
  public:
-  Reader(const Arguments& a, Reasons& reasons, AttentionRequest& request)
-      : a_(a), reasons_(reasons), r_(request), p_(request.params) {}
+  Reader(const Arguments& a, Reasons& reasons, Serves serves, AttentionRequest& request)
+      : a_(a), reasons_(reasons), serves_(serves), r_(request), p_(request.params) {}
 
   void read() {
     check_dtypes_and_device();
@@ -340,25 +340,39 @@ class Reader {
         return std::string("target ") + r_.kernels->target + " has no " + name(p_.dtype) +
                " kernel. Convert q, k and v.";
       });
-    reasons_.check(p_.D <= r_.kernels->max_head_dim && p_.Dv <= r_.kernels->max_head_dim,
-                   Kind::value, [&] {
-                     return std::string("target ") + r_.kernels->target +
-                            " has kernels for head dimensions up to " +
-                            std::to_string(r_.kernels->max_head_dim) + "; " + shapes();
-                   });
+    reasons_.check(serves_head_dims(), Kind::value, [&] { return served_head_dims(); });
+  }
+
+  bool serves_head_dims() const {
+    const Kernels& has = *r_.kernels;
+    if (p_.D <= has.max_head_dim && p_.Dv <= has.max_head_dim) return true;
+    const bool is_short = p_.dtype == DType::f16 || p_.dtype == DType::bf16;
+    return serves_ == Serves::FORWARD && is_short && p_.D <= has.max_fwd_head_dim &&
+           p_.Dv <= has.max_fwd_head_dim_v;
+  }
+  std::string served_head_dims() const {
+    const Kernels& has = *r_.kernels;
+    std::string text = std::string("target ") + has.target +
+                       " has kernels for head dimensions up to " + std::to_string(has.max_head_dim);
+    if (has.max_fwd_head_dim)
+      text += ", and of the forward of float16 and bfloat16, without gradients, up to " +
+              std::to_string(has.max_fwd_head_dim) + " of q and k and " +
+              std::to_string(has.max_fwd_head_dim_v) + " of v";
+    return text + "; " + shapes();
   }
 
   const Arguments& a_;
   Reasons& reasons_;
+  const Serves serves_;
   AttentionRequest& r_;
   AttentionParams& p_;
 };
 
 }  // namespace
 
-AttentionRequest read_attention(const Arguments& a, Reasons& reasons) {
+AttentionRequest read_attention(const Arguments& a, Reasons& reasons, Serves serves) {
   AttentionRequest request;
-  Reader(a, reasons, request).read();
+  Reader(a, reasons, serves, request).read();
   return request;
 }
 

@@ -54,7 +54,9 @@ struct AttentionRequest {
 };
 
 // Notes every reason why the call cannot run; the request is complete only if there is none.
-AttentionRequest read_attention(const Arguments& a, Reasons& reasons);
+// Serves: what its kernels compute, for a target may have the forward of more head dimensions.
+enum class Serves { FORWARD, ANY };
+AttentionRequest read_attention(const Arguments& a, Reasons& reasons, Serves serves = Serves::ANY);
 
 // Notes why the block mask does not fit a call of one batch dimension (batch: its size); completes
 // p.

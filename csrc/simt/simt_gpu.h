@@ -127,9 +127,14 @@ Status launch(void (*kernel)(Params), int64_t grid, int threads, int shared_byte
   const void* function = reinterpret_cast<const void*>(kernel);
   constexpr int WITHOUT_OPT_IN = 48 * 1024;
   cudaError_t error = cudaSuccess;
-  if (shared_bytes > WITHOUT_OPT_IN)
+  if (shared_bytes > WITHOUT_OPT_IN) {
     error =
         cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error == cudaErrorInvalidValue) {
+      cudaGetLastError();  // as below
+      return "the kernel's tiles need more shared memory than a block of this GPU may have";
+    }
+  }
   void* arguments[] = {const_cast<Params*>(&params)};
   if (error == cudaSuccess)
     error = cudaLaunchKernel(function, dim3(unsigned(grid)), dim3(threads), arguments, shared_bytes,
