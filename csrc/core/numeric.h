@@ -1,6 +1,6 @@
 // 16-bit floating-point formats: storage types and exact scalar conversions, round to nearest even.
 // Vector conversions belong to the targets (cpu/simd.h, simt::pack2); these are their scalar
-// definition.
+// definition. And f32 numbers that tensor cores multiply.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -13,6 +13,9 @@ struct bf16 {
 };
 struct f16 {
   uint16_t bits;  // sign 1, exponent 5, fraction 10
+};
+struct tf32 {
+  uint32_t bits;  // an f32, of which products see 19: sign 1, exponent 8, fraction 10
 };
 }  // namespace atx
 
@@ -40,6 +43,7 @@ ATX_HD float to_float(f16 x) {
       (x.bits & 0x7c00u) == 0x7c00u ? (value | 0x7f800000u) : bit_cast<uint32_t>(scaled);
   return bit_cast<float>(bits | sign);
 }
+ATX_HD float to_float(tf32 x) { return bit_cast<float>(x.bits); }
 
 template <class T>
 ATX_HD T from_float(float x);
@@ -50,6 +54,16 @@ ATX_HD float from_float<float>(float x) {
 template <>
 ATX_HD double from_float<double>(float x) {
   return x;
+}
+template <>
+ATX_HD tf32 from_float<tf32>(float x) {
+  return {bit_cast<uint32_t>(x)};
+}
+// To 10 bits of fraction, to nearest, ties away from 0: as an operand, no bit of it is ignored.
+ATX_HD float rounded_to_tf32(float x) {
+  const uint32_t u = bit_cast<uint32_t>(x), a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) return bit_cast<float>(u | 0x400000u);  // keep nan a nan, where it is seen
+  return bit_cast<float>((u + 0x1000u) & 0xffffe000u);
 }
 template <>
 ATX_HD bf16 from_float<bf16>(float x) {

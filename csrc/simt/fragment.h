@@ -1,8 +1,9 @@
 // Which lane of a warp holds which element of a matrix operand: the register layouts of mma.sync
 // m16n8k16, D = A B + C. A is 16 x 16 (four registers of two 16-bit elements), B is 16 x 8 (two
-// such registers), C and D are 16 x 8 (four floats). Source: PTX ISA, "Matrix Fragments for
-// mma.m16n8k16". The kernels' masks, the emulator's mma and the tests all read this one statement
-// of it.
+// such registers), C and D are 16 x 8 (four floats). Of tf32, whose elements fill a register, it is
+// m16n8k8: A is 16 x 8, B is 8 x 8. Source: PTX ISA, "Matrix Fragments for mma.m16n8k16",
+// "... mma.m16n8k8". The kernels' masks, the emulator's mma and the tests all read this one
+// statement of it.
 #pragma once
 #include "csrc/core/target.h"
 
@@ -31,9 +32,15 @@ ATX_HD constexpr Place b_place(int lane, int i) {
   return {lane % 4 * 2 + i % 2 + i / 2 * 8, lane / 4};
 }
 
+// Register i of 4, of 2, where each is an element.
+ATX_HD constexpr Place a_word_place(int lane, int i) {
+  return {lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4};
+}
+ATX_HD constexpr Place b_word_place(int lane, int i) { return {lane % 4 + i * 4, lane / 4}; }
+
 // ldmatrix of an 8 x 8 matrix of 16-bit elements: a lane receives the pair (row, col), (row, col +
 // 1) of this place, or with .trans the pair (col, row), (col + 1, row). Lane l gives the address of
-// row l % 8 of matrix l / 8.
+// row l % 8 of matrix l / 8. Of 8 x 4 words it is place (lane / 4, lane % 4): a register of A or B.
 ATX_HD constexpr Place ldmatrix_place(int lane) { return {lane / 4, lane % 4 * 2}; }
 
 }  // namespace atx::ATX_TARGET::simt

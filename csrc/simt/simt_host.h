@@ -54,7 +54,9 @@ int lane();
 void* shared_memory(size_t bytes, size_t alignment, Site);
 void multiply(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, bf16, Site);
 void multiply(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, f16, Site);
+void multiply(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, tf32, Site);
 void load_matrices(uint32_t* r, uint32_t smem, bool transposed, Site);
+void load_words(uint32_t* r, uint32_t smem, Site);
 void wait_copies(int groups);
 
 inline void sync(Site site = Site::current()) { barrier(site); }
@@ -93,6 +95,9 @@ inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t smem, Site site = Site::curre
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t smem, Site site = Site::current()) {
   load_matrices(r, smem, true, site);
 }
+inline void load_words(uint32_t (&r)[4], uint32_t smem, Site site = Site::current()) {
+  load_words(&r[0], smem, site);
+}
 template <class T>
 void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T type,
          Site site = Site::current()) {
@@ -115,6 +120,7 @@ template <class T>
 uint32_t pack2(float lo, float hi) {
   return uint32_t(from_float<T>(lo).bits) | uint32_t(from_float<T>(hi).bits) << 16;
 }
+inline uint32_t to_tf32(float x) { return bit_cast<uint32_t>(rounded_to_tf32(x)); }
 
 template <class Params>
 Status launch(void (*kernel)(Params), int64_t grid, int threads, int shared_bytes, void* stream,

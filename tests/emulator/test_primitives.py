@@ -78,6 +78,30 @@ def test_mma(dtype, schedule, seed):
     np.testing.assert_allclose(out, a @ b + c, rtol=2e-7, atol=1e-12)
 
 
+@schedules
+def test_mma_tf32(schedule, seed):
+    """A product sees 10 bits of fraction: the upper ones, or the nearest if its operands are."""
+    rng = np.random.default_rng(seed)
+    a, b, c = (rng.standard_normal(s).astype(np.float32) for s in ((16, 8), (8, 8), (16, 8)))
+    out = np.zeros((2, 16, 8), np.float32)
+    packed = np.concatenate([x.ravel() for x in (a, b, c)])
+    assert primitive("product_tf32", out, packed, schedule=schedule, seed=seed) is None
+    for got, seen in zip(out, (truncated_to_tf32, rounded_to_tf32), strict=True):
+        want = seen(a).astype(np.float64) @ seen(b).astype(np.float64) + c
+        np.testing.assert_allclose(got, want, rtol=2e-7, atol=1e-12)
+
+
+def truncated_to_tf32(x):
+    """Cut float32 off after 10 bits of fraction."""
+    return (x.view(np.uint32) & 0xFFFFE000).view(np.float32)
+
+
+def rounded_to_tf32(x):
+    """Round finite float32 to 10 bits of fraction, to nearest, ties away from 0."""
+    unit = np.exp2(np.floor(np.log2(np.abs(x))) - 10)
+    return (np.copysign(np.floor(np.abs(x) / unit + 0.5), x) * unit).astype(np.float32)
+
+
 def test_cp_async_lands_at_the_wait_for_its_group():
     """Poisoned copies: NaN from issue to the wait; bytes past the count are zeros."""
     data = np.arange(1, 129, dtype=np.float32).reshape(32, 4)
@@ -100,16 +124,31 @@ def test_cp_async_lands_at_the_wait_for_its_group():
 
 
 def test_numbers():
-    """exp2 flushes subnormal results; pack2 rounds to even; shared memory starts as NaN."""
-    out = np.zeros(4, np.uint32)
+    """exp2 flushes subnormal results; pack2 rounds to even, to_tf32 ties away from 0; shared memory
+    starts as NaN.
+    """
+    out = np.zeros(5, np.uint32)
     for x in (0.5, -3.0, -126.5, 1.0):
-        in_ = np.array([x, 1.00390625, -2.5], np.float32)
+        in_ = np.array([x, 1.00390625, -2.5, 0], np.float32)
         assert primitive("numbers", out, in_, shared=4) is None
         want = np.exp2(np.float32(x)) if x > -126 else np.float32(0)
         assert out[:1].view(np.float32)[0] == want
-        np.testing.assert_array_equal(out[1:2].view(np.uint16), bf16(in_[1:]))
-        np.testing.assert_array_equal(out[2:3].view(np.float16), in_[1:].astype(np.float16))
+        np.testing.assert_array_equal(out[1:2].view(np.uint16), bf16(in_[1:3]))
+        np.testing.assert_array_equal(out[2:3].view(np.float16), in_[1:3].astype(np.float16))
         assert out[3] == 0xFFFFFFFF
+    ties = {
+        1 + 2**-11: 1 + 2**-10,
+        -1 - 2**-11: -1 - 2**-10,
+        1 + 2**-11 - 2**-23: 1,
+        -np.inf: -np.inf,
+    }
+    for x, want in {**ties, np.nan: np.nan}.items():
+        in_ = np.array([0, 0, 0, x], np.float32)
+        assert primitive("numbers", out, in_, shared=4) is None
+        np.testing.assert_array_equal(out[4:].view(np.float32), np.float32([want]))
+    in_ = np.array([0, 0, 0, 0x7F800001], np.uint32).view(np.float32)  # a nan by its last bit
+    assert primitive("numbers", out, in_, shared=4) is None
+    assert np.isnan(truncated_to_tf32(out[4:])).all()
 
 
 def run_order(**settings):

@@ -1,6 +1,8 @@
 // The block's shared memory and its 32-bit addresses.
 #include "shared_memory.h"
 
+#include <cstring>
+
 namespace atx::ATX_TARGET::simt {
 
 void* shared_memory(size_t bytes, size_t alignment, Site site) {
@@ -37,6 +39,13 @@ char* shared_pointer(uint32_t address, unsigned bytes, const char* what, Site si
          ": misaligned shared address, offset " + std::to_string(offset) +
          " is not a multiple of " + std::to_string(bytes));
   return b.shared + offset;
+}
+
+void load_words(uint32_t* r, uint32_t smem, Site site) {
+  const Inside inside;
+  const char* const from = shared_pointer(smem, 16, "load_words", site);
+  if (analysis) analysis->access(from, 16, Analysis::READ, nullptr, &site);
+  memcpy(r, from, 16);
 }
 
 }  // namespace atx::ATX_TARGET::simt

@@ -84,6 +84,25 @@ __global__ void product(const __grid_constant__ Io io) {
   for (int i = 0; i < 4; ++i) out[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = d[i];
 }
 
+// The same of words, A [16, 8] and B [8, 8], once as they come and once rounded.
+__global__ void product_tf32(const __grid_constant__ Io io) {
+  const float *a = floats(io), *b = a + 128, *c = b + 64;
+  const int group = threadIdx.x >> 2, in_group = threadIdx.x & 3;
+  for (int rounds = 0; rounds < 2; ++rounds) {
+    const auto word = [&](float x) { return rounds ? simt::to_tf32(x) : bit_cast<uint32_t>(x); };
+    const uint32_t a_frag[4] = {word(a[group * 8 + in_group]), word(a[(group + 8) * 8 + in_group]),
+                                word(a[group * 8 + in_group + 4]),
+                                word(a[(group + 8) * 8 + in_group + 4])};
+    const uint32_t b_frag[2] = {word(b[in_group * 8 + group]), word(b[(in_group + 4) * 8 + group])};
+    float d[4];
+    for (int i = 0; i < 4; ++i) d[i] = c[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)];
+    simt::mma(d, a_frag, b_frag[0], b_frag[1], tf32{});
+    float* out = static_cast<float*>(io.out) + rounds * 128;
+    for (int i = 0; i < 4; ++i)
+      out[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = d[i];
+  }
+}
+
 // Two groups of copies: what is there at issue, with the first group landed, and with both. Lane 0
 // copies nothing but zeros, lane 1 half of its 16 bytes.
 __global__ void copies(const __grid_constant__ Io io) {
@@ -111,6 +130,7 @@ __global__ void numbers(const __grid_constant__ Io io) {
   words(io)[1] = simt::pack2<bf16>(floats(io)[1], floats(io)[2]);
   words(io)[2] = simt::pack2<f16>(floats(io)[1], floats(io)[2]);
   words(io)[3] = simt::shared<uint32_t>();
+  words(io)[4] = simt::to_tf32(floats(io)[3]);
 }
 
 // In which order threads run between two barriers.
@@ -228,6 +248,7 @@ ENTRY(votes)
 ENTRY(matrices)
 ENTRY(product_bf16)
 ENTRY(product_f16)
+ENTRY(product_tf32)
 ENTRY(copies)
 ENTRY(numbers)
 ENTRY(order)
