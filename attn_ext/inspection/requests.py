@@ -8,8 +8,8 @@ from attn_ext.inspection.problems import Problem
 from attn_ext.testing.simt import Buffer, Counter, simt
 
 SECTOR_BYTES = 32
-# mma.m16n8k16 multiplies and adds so many pairs of numbers.
-PRODUCTS_PER_MULTIPLY = 16 * 8 * 16
+# mma multiplies 16 x 8 pairs of rows of so many bytes.
+PAIRS_PER_MULTIPLY, BYTES_PER_MULTIPLY = 16 * 8, 32
 # Matrix products over all pairs, of D columns each: attention_fwd S and O; of a backward pass,
 # S, dP unless it sums up dV alone, and one for each of its sums; of the statistics, S.
 MATRIX_PRODUCTS = {
@@ -78,7 +78,8 @@ def summarize(problem: Problem, kernel: str, counters: list[Counter]) -> Summary
     own = [c for c in counters if c.kernel == kernel]
     multiplies = sum(c.requests for c in own if c.space == "tensor")
     products = next((n for text, n in MATRIX_PRODUCTS.items() if text in label(kernel)), 0)
-    least = ceil(products * problem.pairs * problem.head_dim / PRODUCTS_PER_MULTIPLY)
+    columns = BYTES_PER_MULTIPLY // problem.dtype.itemsize
+    least = ceil(products * problem.pairs * problem.head_dim / PAIRS_PER_MULTIPLY / columns)
 
     def moved(verb: str) -> int:
         return SECTOR_BYTES * sum(c.units for c in own if (c.space, c.verb) == ("global", verb))

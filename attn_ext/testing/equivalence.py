@@ -5,6 +5,7 @@ for the rounding of the result. Positions of nan and inf come first and must agr
 is held to the same rule.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from attn_ext.ops.dropout import dropout_mask
 from attn_ext.testing.backends import Backend
+from attn_ext.testing.tf32 import Tf32Products, tf32_allowed
 from attn_ext.variants.record import Case, Variant
 
 
@@ -83,16 +85,25 @@ def bound(naive: Tensor, expected: Tensor) -> float:
 
 
 def check(
-    variant: Variant, case: Case, dtype: torch.dtype, backend: Backend, seed: int = 0
+    variant: Variant,
+    case: Case,
+    dtype: torch.dtype,
+    backend: Backend,
+    seed: int = 0,
+    tf32: bool = False,
 ) -> Comparison:
-    """Compare a case on a backend with the reference; AssertionError where the rule is broken."""
+    """Compare a case on a backend with the reference; AssertionError where the rule is broken.
+
+    tf32: float32 products may be rounded to tf32, and the naive reference's are.
+    """
     inputs = case.inputs(dtype, seed) | variant.with_lse
-    with backend.context():
+    with backend.context(), tf32_allowed(tf32):
         o, lse = variant.fn(**backend.put(inputs))
     assert o.device.type == lse.device.type == backend.device
     o, lse = o.cpu(), lse.cpu()
     exact, exact_lse = variant.reference(**for_reference(inputs, torch.float64))
-    naive, naive_lse = variant.reference(**for_reference(inputs, dtype))
+    with Tf32Products() if tf32 else contextlib.nullcontext():
+        naive, naive_lse = variant.reference(**for_reference(inputs, dtype))
     assert o.shape == exact.shape and o.dtype == dtype, f"o: {o.shape} {o.dtype}"
     assert lse.shape == exact_lse.shape, f"lse: {lse.shape}, expected {exact_lse.shape}"
     same_nonfinite(o, exact, "o")

@@ -96,6 +96,11 @@ def attention(
         tile). Bit-equal results from run to run, for any number of threads and any batch
         composition.
 
+        On CUDA, float32 products are exact unless torch's matmul precision says otherwise
+        (`torch.set_float32_matmul_precision`, `torch.backends.cuda.matmul`): O and lse then come
+        from tensor cores, with operands rounded to tf32. Gradients, statistics, and calls of so few
+        queries that their keys are split stay exact.
+
         Differentiable in query, key, value, a float attn_mask, alibi_slopes and sinks, through O
         and lse; the backward has the same properties, with O(Sq) memory beyond the gradients. Rows
         and keys without a kept pair get gradient 0. The double backward is in plain torch, with

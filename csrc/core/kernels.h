@@ -40,6 +40,7 @@ struct Kernels {
   int max_head_dim;  // of q, k and of v
   // How much further attention_fwd, and nothing else, goes in 16-bit dtypes; 0: no further.
   int max_fwd_head_dim = 0, max_fwd_head_dim_v = 0;
+  bool tf32 = false;  // has kernels that heed AttentionParams::tf32
   Status (*attention_fwd)(const AttentionParams&, const Exec&);
   Status (*attention_bwd)(const AttentionBwdParams&, const Exec&);
   Status (*attention_stats)(const AttentionStatsParams&, const Exec&);

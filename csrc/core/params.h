@@ -73,6 +73,7 @@ struct AttentionParams {
   int Sq, Sk;      // varlen: the longest sequence
   int D, Dv;
   DType dtype;  // of q, k, v and o
+  bool tf32;    // f32: products may be rounded to tf32 (numeric.h). A kernel need not
 
   double scale;    // multiplies q·k
   double softcap;  // score = softcap * tanh(score / softcap); 0: off

@@ -1,5 +1,6 @@
-// o = softmax(score(q kᵀ)) v on tensor cores, for bf16 and f16: FlashAttention-2 (Dao 2023,
-// arXiv:2307.08691), algorithm 1, with the keys visited from the last to the first.
+// o = softmax(score(q kᵀ)) v on tensor cores, for bf16 and f16, and for f32 whose products may be
+// rounded to tf32: FlashAttention-2 (Dao 2023, arXiv:2307.08691), algorithm 1, with the keys
+// visited from the last to the first.
 //
 // - block: BLOCK_Q query rows of one (batch, head); its loop walks over tiles of BLOCK_KV keys
 // - warp: 16 M of these rows, from the logits to the output, with no exchange between warps
@@ -11,11 +12,11 @@
 // - wait for K_j, copy V_j, S = Q K_jᵀ, weights of S
 // - wait for V_j, copy K_{j-1}, O += weights V_j
 //
-// Weights never leave registers, since the C layout of S is their A layout. Most tiles are plain:
-// nothing is masked, and the base that a row's exponents are counted from is good enough
-// (attention_block.cuh), which the sums of the weights tell without a search for the maximum. The
-// others take the general body: masks, new bases, unaligned tensors, and values that are nan or inf
-// (nonfinite.cuh). A tile that turns out not to be plain is simply done again.
+// Weights never leave registers, since the C layout of S is their A layout (tile.cuh: of tf32 too).
+// Most tiles are plain: nothing is masked, and the base that a row's exponents are counted from is
+// good enough (attention_block.cuh), which the sums of the weights tell without a search for the
+// maximum. The others take the general body: masks, new bases, unaligned tensors, and values that
+// are nan or inf (nonfinite.cuh). A tile that turns out not to be plain is simply done again.
 //
 // Plain loop, nvcc 13.0, sm_80, policy Full: SASS instructions per HMMA (and registers)
 // - D 32: 5.62 (216), 64: 3.59 (254), 96: 3.24 (247), 128: 2.81 (255), 192: 3.05 (244), 256: 2.77
@@ -38,12 +39,13 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
   constexpr int KV = AttentionWarp<Tile, Score>::KV, M = Tile::M, THREADS = Tile::THREADS;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
+  k.settle(smem.k);
   simt::sync();  // K has landed for every thread, and no warp still reads the last V, which is
                  // overwritten now
   v.load(smem.v, kv0);
   simt::cp_async_commit();
 
-  uint32_t weights[KV / 16][M][4] = {};
+  typename AttentionWarp<Tile, Score>::Weights weights = {};
   const bool idle = warp.is_idle(kv0);
   if (!idle) {
     const uint64_t seen = warp.seen(kv0);
@@ -58,6 +60,7 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
   }
 
   simt::cp_async_wait<0>();
+  v.settle(smem.v);
   simt::sync();  // V has landed for every thread, and no warp still reads K, which may become V's
                  // marks now
   const bool split = simt::sync_or(holds_nonfinite<THREADS>(smem.v));
@@ -68,7 +71,7 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
   if (!idle) warp.accumulate(weights);
   if (split && !idle)
     add_nonfinite(warp.o, weights,
-                  FragmentAddress<decltype(smem.v)>(smem.v_marks(), warp.first_key(), warp.lane()));
+                  DownAddress<decltype(smem.v)>(smem.v_marks(), warp.first_key(), warp.lane()));
   simt::sync();  // no warp still reads the marks in K's place, which is overwritten now
   k.step_back(kv0 - next);
   v.step_back(kv0 - next);
@@ -87,6 +90,7 @@ __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
   constexpr bool GENERAL = !Score::LINEAR && !Score::SPARSE;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
+  k.template settle<true>(smem.k);
   simt::sync();  // K has landed for every thread, and no warp still reads the last V, which is
                  // overwritten now
   v.template load<true>(smem.v, kv0);
@@ -100,10 +104,11 @@ __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
   else
     warp.template weigh<false>(s, part);
   warp.drop(s, p, kv0);
-  uint32_t weights[KV / 16][M][4];
+  typename AttentionWarp<Tile, Score>::Weights weights;
   warp.pack(weights, s);
 
   simt::cp_async_wait<0>();
+  v.template settle<true>(smem.v);
   const bool gives_up = GENERAL ? holds_nonfinite<Tile::THREADS>(smem.v) : warp.too_large(part);
   // V has landed for every thread, and no warp still reads K, which is overwritten now
   if (simt::sync_or(gives_up)) return false;
@@ -143,6 +148,10 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   simt::cp_async_commit();
   simt::cp_async_wait<1>();
   simt::sync();  // Q has landed for every thread
+  if constexpr (std::is_same_v<T, tf32>) {
+    round_chunks<THREADS>(smem.q);
+    simt::sync();  // every warp reads what all threads have rounded
+  }
   const Exponential<Score> exponential(float(p.scale));
   if (exponential.negative) {
     negate<THREADS>(smem.q);
@@ -196,6 +205,16 @@ template <class T, class Score>
 Status launch_attention_fwd(const AttentionParams& p, const Exec& exec) {
   return with_head_dims(p.D, p.Dv, [&]<int D, int DV>(HeadDim<D, DV>) {
     using Tile = typename FwdTileOf<T, D, DV, Score::LINEAR>::Tile;
+    static_assert(sizeof(FwdSmem<Tile>) == Tile::SHARED_BYTES);
+    return simt::launch(attention_fwd<Tile, Score>, attention_blocks(p, Tile::BLOCK_Q),
+                        Tile::THREADS, Tile::SHARED_BYTES, exec.stream, p);
+  });
+}
+
+template <class Score>
+Status launch_attention_fwd_tf32(const AttentionParams& p, const Exec& exec) {
+  return with_coarse_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
+    using Tile = Tf32Tile<D, Score::LINEAR>;
     static_assert(sizeof(FwdSmem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd<Tile, Score>, attention_blocks(p, Tile::BLOCK_Q),
                         Tile::THREADS, Tile::SHARED_BYTES, exec.stream, p);

@@ -17,11 +17,12 @@ struct ScoreWarp {
   using Score = Score_;
   using T = typename Tile::T;
   // KV: the keys of a tile that are this warp's, with rows of its own all of them.
-  static constexpr int M = Tile::M, D = Tile::D, DV = Tile::DV;
+  static constexpr int M = Tile::M, D = Tile::D, DV = Tile::DV, K = K_STEP<T>;
   static constexpr int KV = Tile::BLOCK_KV / (Tile::WARPS / Tile::ROW_WARPS);
   using QTile = SmemTile<T, Tile::BLOCK_Q, D>;
   using KTile = SmemTile<T, Tile::BLOCK_KV, D>;
   using Rows = typename Owned<Tile>::Rows;
+  using Weights = uint32_t[KV / K][M][4];
 
   const Score& score;
   const Rows rows;
@@ -30,7 +31,7 @@ struct ScoreWarp {
   const Exponential<Score> exponential;
 
   int kept_position[2];  // of this lane's rows, where these take a division to find
-  uint32_t q_frag[Tile::Q_IN_REGISTERS ? D / 16 : 1][M][4];
+  uint32_t q_frag[Tile::Q_IN_REGISTERS ? D / K : 1][M][4];
   float base[M][2], sum[M][2] = {};  // of the exponents; Σ 2^exponent over this lane's columns
 
   __device__ __forceinline__ ScoreWarp(const QTile& q, const KTile& k, const Score& score,
@@ -70,7 +71,7 @@ struct ScoreWarp {
   __device__ __forceinline__ void keep_q() {
     if constexpr (Tile::Q_IN_REGISTERS) {
 #pragma unroll
-      for (int k = 0; k < D / 16; ++k) load_q(q_frag[k], q_address, k * 16);
+      for (int k = 0; k < D / K; ++k) load_q(q_frag[k], q_address, k * K);
     }
   }
 
@@ -80,14 +81,14 @@ struct ScoreWarp {
     const auto keys = k_address.here(tile);
     // Unrolled more, General's loads of D 256 are moved up until registers run out, and those of D
     // 192 where DV is 128.
-#pragma unroll(D == DV && (Score::LINEAR || D <= 192) ? D / 16 : 4)
-    for (int k = 0; k < D / 16; ++k) {
+#pragma unroll(D == DV && (Score::LINEAR || D <= 192) ? D / K : 4)
+    for (int k = 0; k < D / K; ++k) {
       if constexpr (Tile::Q_IN_REGISTERS) {
-        multiply_nt(s, q_frag[k], keys, k * 16);
+        multiply_nt(s, q_frag[k], keys, k * K);
       } else {
         uint32_t a[M][4];
-        load_q(a, q, k * 16);
-        multiply_nt(s, a, keys, k * 16);
+        load_q(a, q, k * K);
+        multiply_nt(s, a, keys, k * K);
       }
     }
   }
@@ -203,18 +204,11 @@ struct ScoreWarp {
     }
   }
 
-  __device__ __forceinline__ static void pack(uint32_t (&p)[KV / 16][M][4],
-                                              const float (&s)[M][KV / 8][4]) {
+  __device__ __forceinline__ static void pack(Weights& p, const float (&s)[M][KV / 8][4]) {
 #pragma unroll
-    for (int k = 0; k < KV / 16; ++k) {
+    for (int k = 0; k < KV / K; ++k) {
 #pragma unroll
-      for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* pair = &s[m][2 * k + i / 2][i % 2 * 2];
-          p[k][m][i] = simt::pack2<T>(pair[0], pair[1]);
-        }
-      }
+      for (int m = 0; m < M; ++m) to_operand<T>(p[k][m], s[m], k);
     }
   }
 };

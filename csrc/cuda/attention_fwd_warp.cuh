@@ -24,12 +24,12 @@ struct AttentionWarp : ScoreWarp<Tile, Score> {
   using Base = ScoreWarp<Tile, Score>;
   using Base::base, Base::exponential, Base::first_key, Base::first_row, Base::lane, Base::rows,
       Base::score, Base::sum;
-  using Base::D, Base::DV, Base::KV, Base::M;
-  using typename Base::T, typename Base::Rows;
+  using Base::D, Base::DV, Base::K, Base::KV, Base::M;
+  using typename Base::T, typename Base::Rows, typename Base::Weights;
   using Smem = FwdSmem<Tile>;
 
   Smem& smem;
-  const FragmentAddress<decltype(Smem::v)> v_address;
+  const DownAddress<decltype(Smem::v)> v_address;
   float o[M][DV / 8][4] = {};  // Σ 2^exponent v
 
   __device__ __forceinline__ AttentionWarp(Smem& smem, const Score& score, const Rows& rows,
@@ -107,10 +107,10 @@ struct AttentionWarp : ScoreWarp<Tile, Score> {
   }
 
   // o += P V
-  __device__ __forceinline__ void accumulate(const uint32_t (&p)[KV / 16][M][4]) {
+  __device__ __forceinline__ void accumulate(const Weights& p) {
     const auto values = v_address.here();
 #pragma unroll
-    for (int k = 0; k < KV / 16; ++k) multiply_nn(o, p[k], values, k * 16);
+    for (int k = 0; k < KV / K; ++k) multiply_nn(o, p[k], values, k * K);
   }
 
   // Rows of o, divided by their sums, to this warp's rows of smem.q; their lse to memory.
@@ -126,12 +126,7 @@ struct AttentionWarp : ScoreWarp<Tile, Score> {
         const simt::Place at = simt::c_place(lane(), 2 * r);
         const int row = first_row() + m * 16 + at.row;
         if (lse && at.col == 0 && block.q0 + row < block.seq.sq) lse[block.q0 + row] = end.lse;
-#pragma unroll
-        for (int n = 0; n < DV / 8; ++n) {
-          const uint32_t pair =
-              simt::pack2<T>(o[m][n][2 * r] * end.factor, o[m][n][2 * r + 1] * end.factor);
-          reinterpret_cast<uint32_t&>(smem.q.at(row, n * 8 + at.col)) = pair;
-        }
+        store_sums(smem.q, row, o[m], r, end.factor);
       }
     }
   }

@@ -32,7 +32,8 @@ constexpr auto with_head_dims(int d, int dv, Use use) {
   return with_head_dim(d > dv ? d : dv, use);
 }
 
-// The same where memory sets the pace, of which zeros cost nothing.
+// The same with fewer kernels, where zeros cost little: of few queries and of lists, where memory
+// sets the pace. In tf32 they do cost products, which the build's time is worth.
 constexpr int COARSE_HEAD_DIMS[] = {64, 128, 256};
 template <class Use>
 constexpr auto with_coarse_dim(int d, Use use) {
@@ -85,6 +86,22 @@ struct FwdTileOf {
 template <class T, int D, bool LINEAR>
 struct FwdTileOf<T, D, D, LINEAR> {
   using Tile = FwdTile<T, D, LINEAR>;
+};
+
+// Tensor cores (f32 that may be rounded to tf32): the same in words, for fewer rows and keys, as
+// they take twice the space.
+template <int D_, bool LINEAR>
+struct Tf32Tile {
+  using T = tf32;
+  static constexpr bool SPLIT = false;
+  static constexpr int D = D_, DV = D, WARPS = 4, ROW_WARPS = WARPS, THREADS = 32 * WARPS;
+  static constexpr int M = LINEAR && D <= 64 ? 2 : 1;
+  static constexpr int BLOCK_Q = 16 * M * WARPS;
+  // The largest block, of D 256, takes 96 KB of the 99 that sm_86 has.
+  static constexpr int BLOCK_KV = D <= 128 ? 32 : 16;
+  static constexpr bool Q_IN_REGISTERS = M == 1 && D <= (LINEAR ? 128 : 64);
+  static constexpr int SHARED_BYTES = (BLOCK_Q + 2 * BLOCK_KV) * D * 4;
+  static constexpr int BLOCKS = 2;
 };
 
 // FMA units (f32). A warp of 2 x 16 lanes owns rows; a lane multiplies BLOCK_Q / 8 of them with

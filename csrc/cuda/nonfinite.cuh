@@ -26,12 +26,18 @@ __device__ __forceinline__ bool any_nonfinite(uint32_t word) {
 // Whether one of this thread's chunks of the tile holds a nan or inf.
 template <int THREADS, class Tile>
 __device__ __forceinline__ bool holds_nonfinite(Tile& tile) {
+  using T = typename Tile::T;
+  const ChunkWalk<Tile, THREADS> walk;
   bool found = false;
-  ChunkWalk<Tile, THREADS>().for_each([&](int row, int chunk) {
+  const auto look = [&](int row, int chunk) {
     const Chunk words = as_chunk(tile.chunk(row, chunk));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) found |= any_nonfinite<typename Tile::T>(words.word[i]);
-  });
+    for (int i = 0; i < 4; ++i) found |= any_nonfinite<T>(words.word[i]);
+  };
+  if constexpr (sizeof(T) == 4)
+    walk.for_each_in_turn(look);
+  else
+    walk.for_each(look);
   return found;
 }
 
@@ -50,35 +56,40 @@ __device__ __forceinline__ void split_nonfinite(Tile& tile, Tile& marks) {
   }
 }
 
-// o += what the marked values add to it: weights [16 M, 16 K] is the packed A operand that
-// multiplied the finite ones.
+// 1.0 where the elements of an operand's word are not 0.
+template <class T>
+__device__ __forceinline__ uint32_t nonzero(uint32_t word) {
+  if constexpr (sizeof(T) == 4) return word & ~SIGNS<T> ? ONES<T> : 0u;
+  const uint32_t lo = word & 0x7fffu, hi = word & 0x7fff0000u;
+  return ONES<T> & ((lo ? 0xffffu : 0u) | (hi ? 0xffff0000u : 0u));
+}
+
+// o += what the marked values add to it: weights [16 M, K_STEP K] is the A operand that multiplied
+// the finite ones.
 template <class Tile, int M, int K, int N>
 __device__ __forceinline__ void add_nonfinite(float (&o)[M][N][4],
                                               const uint32_t (&weights)[K][M][4],
-                                              const FragmentAddress<Tile>& marks) {
-  static_assert(K * 16 < MARK_MINUS_INF);
+                                              const DownAddress<Tile>& marks) {
+  using T = typename Tile::T;
+  static_assert(K * K_STEP<T> < MARK_MINUS_INF);
   uint32_t attended[K][M][4];  // [P ≠ 0]
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t lo = weights[k][m][i] & 0x7fffu, hi = weights[k][m][i] & 0x7fff0000u;
-        attended[k][m][i] =
-            ONES<typename Tile::T> & ((lo ? 0xffffu : 0u) | (hi ? 0xffff0000u : 0u));
-      }
+      for (int i = 0; i < 4; ++i) attended[k][m][i] = nonzero<T>(weights[k][m][i]);
     }
   }
 #pragma unroll
-  for (int n = 0; n < N; n += 2) {
-    float counts[M][2][4] = {};
+  for (int n = 0; n < N; n += N_STEP<T>) {
+    float counts[M][N_STEP<T>][4] = {};
 #pragma unroll
-    for (int k = 0; k < K; ++k) multiply_nn(counts, attended[k], marks, k * 16, n * 8);
+    for (int k = 0; k < K; ++k) multiply_nn(counts, attended[k], marks, k * K_STEP<T>, n * 8);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
+      for (int i = 0; i < 4 * N_STEP<T>; ++i) {
         const int count = int(counts[m][i / 4][i % 4]);
         float& x = o[m][n + i / 4][i % 4];
         if (count % MARK_MINUS_INF) x += INFINITY;

@@ -13,6 +13,8 @@ template <class T, class Score>
 Status launch_attention_fwd(const AttentionParams&, const Exec&);
 template <class Score>
 Status launch_attention_fwd_f32(const AttentionParams&, const Exec&);
+template <class Score>
+Status launch_attention_fwd_tf32(const AttentionParams&, const Exec&);
 template <class T, class Score>
 Status launch_attention_fwd_split(const AttentionParams&, const Exec&);
 template <class Score>
@@ -118,11 +120,26 @@ Status attention_fwd_split(const AttentionParams& p, const Exec& exec) {
 }
 int64_t attention_fwd_workspace(const AttentionParams& p) { return Split(p).floats(); }
 
+// Three policies do for five: Window's and GeneralBlocks' kernels are Full's and Blocks', as it
+// takes less to build.
+Status attention_fwd_tf32(const AttentionParams& p, const Exec& exec) {
+  switch (kernel_id(p)) {
+    case ScoreId::Full:
+    case ScoreId::Window:
+      return launch_attention_fwd_tf32<Window<float>>(p, exec);
+    case ScoreId::Blocks:
+      return launch_attention_fwd_tf32<GeneralBlocks<float>>(p, exec);
+    default:
+      return launch_attention_fwd_tf32<General<float>>(p, exec);
+  }
+}
+
 Status attention_fwd(const AttentionParams& p, const Exec& exec) {
   if (is_wide(p.D, p.Dv))
     return p.dtype == DType::bf16 ? attention_fwd_wide<bf16>(p, exec)
                                   : attention_fwd_wide<f16>(p, exec);
   if (p.workspace) return attention_fwd_split(p, exec);
+  if (p.tf32) return attention_fwd_tf32(p, exec);
   switch (kernel_id(p)) {
     case ScoreId::Full:
       return attention_fwd_with<Full<float>>(p, exec);
@@ -292,6 +309,12 @@ struct Catalogue {
         add_fwd<SplitTile<f16, D, Score::LINEAR>>("float16", score);
       });
   }
+  template <class Score>
+  constexpr void add_tf32(const char* score) {
+    for (const int dim : COARSE_HEAD_DIMS)
+      with_coarse_dim(
+          dim, [&]<int D>(HeadDim<D>) { add_fwd<Tf32Tile<D, Score::LINEAR>>("tf32", score); });
+  }
   // Warps own rows: queries, and in one pass keys; a team of lanes looks at one row at a time.
   template <class T>
   constexpr void add_lists(const char* dtype) {
@@ -320,6 +343,9 @@ struct Catalogue {
     add_wide<GeneralBlocks<float>, false>("general_blocks");
     add_wide<Window<float>, true>("window");
     add_wide<General<float>, true>("general");
+    add_tf32<Window<float>>("window");
+    add_tf32<General<float>>("general");
+    add_tf32<GeneralBlocks<float>>("general_blocks");
     add_lists<float>("float32");
     add_lists<bf16>("bfloat16");
     add_lists<f16>("float16");
@@ -341,6 +367,7 @@ const Kernels kernels = {
     .max_head_dim = 256,
     .max_fwd_head_dim = WIDE_D,
     .max_fwd_head_dim_v = WIDE_DV,
+    .tf32 = true,
     .attention_fwd = attention_fwd,
     .attention_bwd = attention_bwd,
     .attention_stats = attention_stats,

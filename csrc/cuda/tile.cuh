@@ -6,7 +6,13 @@
 // one chunk column of eight rows at once, which in a plain layout is a single bank group; so chunk
 // c of row r is kept at place c ^ key(r): eight rows then spread one column over all 32 banks, and
 // one row's chunks still fill one line.
+//
+// An f32 number is multiplied as tf32, the word as a tensor core reads it. Its 16-byte rows of four
+// are moved by the same instructions as rows of eight 16-bit numbers, but none transposes them:
+// what "nn" takes instead is in multiply_nn.
 #pragma once
+#include <type_traits>
+
 #include "csrc/core/numeric.h"
 #include "csrc/core/params.h"
 #include "csrc/core/sequence.h"
@@ -37,6 +43,20 @@ template <>
 constexpr uint32_t EXPONENTS<bf16> = 0x7f807f80u;
 template <>
 constexpr uint32_t EXPONENTS<f16> = 0x7c007c00u;
+
+// One product of the tensor core is over 32 bytes of each row: this many columns.
+template <class T>
+constexpr int K_STEP = 2 * CHUNK_BYTES / int(sizeof(T));
+// So many accumulators share what multiply_nn loads.
+template <class T>
+constexpr int N_STEP = sizeof(T) == 2 ? 2 : 4;
+
+// A number of a tile, as products take it.
+template <class T>
+__device__ __forceinline__ T operand(T x) {
+  return x;
+}
+__device__ __forceinline__ tf32 operand(tf32 x) { return {simt::to_tf32(to_float(x))}; }
 
 template <class T_, int ROWS_, int COLS_>
 struct SmemTile {
@@ -108,13 +128,34 @@ struct ChunkWalk {
       for (int j = 0; j < CHUNK_STEPS; ++j) visit(row + i * STEP, chunk + j * LANES);
     }
   }
+  // The same in turn, for what is loaded ahead takes registers from the products. From a start that
+  // is unknown to the compiler: places that follow from it are not found ahead either.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_in_turn(Visit visit) const {
+#pragma unroll 1
+    for (int i = simt::opaque(0); i < ROW_STEPS * CHUNK_STEPS; ++i)
+      visit(row + i / CHUNK_STEPS * STEP, chunk + i % CHUNK_STEPS * LANES);
+  }
 };
+
+// Rounds this thread's chunks of the tile.
+template <int THREADS, class Tile>
+__device__ __forceinline__ void round_chunks(Tile& tile) {
+  ChunkWalk<Tile, THREADS>().for_each_in_turn([&](int row, int chunk) {
+    Chunk& place = as_chunk(tile.chunk(row, chunk));
+    Chunk words = place;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words.word[i] = operand(tf32{words.word[i]}).bits;
+    place = words;
+  });
+}
 
 // Tiles of a matrix, from one that starts at first_row on, wherever it is moved. load(tile,
 // first_row) sets the tile to the ROWS rows from first_row on, zeros beyond the matrix's edges,
-// outside of which nothing is read. It is asynchronous: cp_async_commit, a wait and a barrier make
-// it visible. WHOLE says that the matrix is chunked and that none of the rows is beyond its end;
-// otherwise that is looked up, and a matrix that is not chunked is copied element by element.
+// outside of which nothing is read. It is asynchronous: cp_async_commit, a wait, settle and a
+// barrier make it visible, as products take it. WHOLE says that the matrix is chunked and that none
+// of the rows is beyond its end; otherwise that is looked up, and a matrix that is not chunked is
+// copied element by element.
 template <class Tile, int THREADS>
 struct TileStream {
   using T = typename Tile::T;
@@ -151,13 +192,20 @@ struct TileStream {
     }
   }
 
+  // After the wait, before the barrier: rounds what this thread has copied, where that is due.
+  template <bool WHOLE = false>
+  __device__ __forceinline__ void settle(Tile& tile) const {
+    if constexpr (std::is_same_v<T, tf32>)
+      if (WHOLE || chunked()) round_chunks<THREADS>(tile);  // otherwise load_elements has done so
+  }
+
   __device__ __forceinline__ void load_elements(Tile& tile, int first_row) const {
     const T* first = source - walk.row * from.stride - walk.chunk * Tile::CHUNK;
 #pragma unroll 1
     for (int at = int(threadIdx.x); at < Tile::ROWS * Tile::COLS; at += THREADS) {
       const int r = at / Tile::COLS, c = at % Tile::COLS;
       const bool inside = first_row + r < from.rows && c < from.cols;
-      tile.at(r, c) = inside ? first[r * from.stride + c] : T{};
+      tile.at(r, c) = inside ? operand(first[r * from.stride + c]) : T{};
     }
   }
 };
@@ -195,16 +243,16 @@ __device__ __forceinline__ void store_rows(const GlobalMatrix<T>& to, int first_
   }
 }
 
-// One lane's ldmatrix addresses in a tile. A 16 x 16 fragment arrives as four 8 x 8 matrices, two
-// of its upper eight rows and two of its lower. They come in the order in which mma takes them, for
-// a pair of registers must be neighbors:
+// One lane's ldmatrix addresses in a tile. A fragment of 16 rows of 32 bytes arrives as four
+// matrices of 8 rows of 16 bytes, two of its upper eight rows and two of its lower. They come in
+// the order in which mma takes them, for a pair of registers must be neighbors:
 // - DOWN, for A and for B of "nn": upper left, lower left, upper right, lower right
 // - ACROSS, for B of "nt": upper left, upper right, lower left, lower right
-enum class Order { DOWN, ACROSS };
+// - PAIRS, for B of "nn" in tf32, which is no ldmatrix: multiply_nn
+enum class Order { DOWN, ACROSS, PAIRS };
 
 template <class Tile, Order ORDER = Order::DOWN>
 struct FragmentAddress {
-  static_assert(sizeof(typename Tile::T) == 2);
   static constexpr int PERIOD = Tile::GROUP * CHUNK_BYTES;
   uint32_t first;  // of the fragment at (0, 0); tiles are aligned to PERIOD, so stepping a column
                    // is an XOR
@@ -213,7 +261,9 @@ struct FragmentAddress {
     const int minor = lane / 8 % 2, major = lane / 16;
     const int down = ORDER == Order::DOWN ? minor : major,
               across = ORDER == Order::DOWN ? major : minor;
-    first = simt::smem_address(&tile) + Tile::offset(first_row + lane % 8 + down * 8, across);
+    first = simt::smem_address(&tile) +
+            (ORDER == Order::PAIRS ? Tile::offset(first_row + lane % 4 * 2, lane / 4)
+                                   : Tile::offset(first_row + lane % 8 + down * 8, across));
   }
   // The same, unknown to the compiler: addresses that follow from it are not moved out of a loop,
   // where they would occupy a dozen registers.
@@ -227,17 +277,26 @@ struct FragmentAddress {
   // The same from a column on, a whole number of swizzle periods.
   __device__ __forceinline__ FragmentAddress beyond(int cols) const {
     FragmentAddress there = *this;
-    there.first = first + cols * 2;
+    there.first = first + cols * int(sizeof(typename Tile::T));
     return there;
   }
-  // row, col: multiples of 16, constants after unrolling.
+  // row, col: multiples of a fragment's, constants after unrolling.
   __device__ __forceinline__ uint32_t at(int row, int col) const {
-    const int bytes = col * 2;
+    const int bytes = col * int(sizeof(typename Tile::T));
     return (first ^ (bytes % PERIOD)) + bytes / PERIOD * PERIOD + row * Tile::PITCH;
+  }
+  // One row further down, from an even one: of the keys of two such rows, the last bit differs.
+  __device__ __forceinline__ uint32_t below(int row, int col) const {
+    return (at(row, col) ^ CHUNK_BYTES) + Tile::PITCH;
   }
 };
 
-// c[m] += a[m] bᵀ over 16 columns of the tile b [8 N, K]: both operands lie along k ("nt").
+// Addresses of B of "nn".
+template <class Tile>
+using DownAddress =
+    FragmentAddress<Tile, sizeof(typename Tile::T) == 2 ? Order::DOWN : Order::PAIRS>;
+
+// c[m] += a[m] bᵀ over K_STEP columns of the tile b [8 N, K]: both operands lie along k ("nt").
 template <int M, int N, class Tile>
 __device__ __forceinline__ void multiply_nt(float (&c)[M][N][4], const uint32_t (&a)[M][4],
                                             const FragmentAddress<Tile, Order::ACROSS>& b,
@@ -254,7 +313,7 @@ __device__ __forceinline__ void multiply_nt(float (&c)[M][N][4], const uint32_t 
   }
 }
 
-// c[m] += a[m] b over 16 rows of the tile b [K, 8 N], from column col: b lies across k and is
+// c[m] += a[m] b over K_STEP rows of the tile b [K, 8 N], from column col: b lies across k and is
 // transposed on the way into registers ("nn").
 template <int M, int N, class Tile>
 __device__ __forceinline__ void multiply_nn(float (&c)[M][N][4], const uint32_t (&a)[M][4],
@@ -267,6 +326,71 @@ __device__ __forceinline__ void multiply_nn(float (&c)[M][N][4], const uint32_t 
     for (int m = 0; m < M; ++m) {
       simt::mma(c[m][n], a[m], r[0], r[1], typename Tile::T{});
       simt::mma(c[m][n + 1], a[m], r[2], r[3], typename Tile::T{});
+    }
+  }
+}
+
+// The same in tf32. A sum over k is one in any order, and so are the columns of c, where they are
+// written last: both are chosen so that lanes hold what they need, without shuffles, and what they
+// load is 16 bytes, of all banks at once.
+// - k: the even rows of b, then the odd ones, so that two neighboring elements of C's layout are
+//   what one lane holds of A (to_operand). Lane l reads rows 2 (l % 4) and the next, ...
+// - columns: ... of each the chunk l / 4 of eight, a column for each of four accumulators. Column
+//   j of accumulator n is column n / 4 · 32 + 4 j + n % 4 (store_sums).
+template <int M, int N, class Tile>
+__device__ __forceinline__ void multiply_nn(float (&c)[M][N][4], const uint32_t (&a)[M][4],
+                                            const FragmentAddress<Tile, Order::PAIRS>& b, int row,
+                                            int col = 0) {
+  static_assert(Tile::GROUP == 8 && N % 4 == 0);
+#pragma unroll
+  for (int n = 0; n < N; n += 4) {
+    uint32_t even[4], odd[4];
+    simt::load_words(even, b.at(row, col + n * 8));
+    simt::load_words(odd, b.below(row, col + n * 8));
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) simt::mma(c[m][n + i], a[m], even[i], odd[i], typename Tile::T{});
+    }
+  }
+}
+
+// A operand k of multiply_nn ← the elements of c, rounded: its columns from K_STEP k on.
+template <class T, int N>
+__device__ __forceinline__ void to_operand(uint32_t (&a)[4], const float (&c)[N][4], int k) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 2) {
+      const float* pair = &c[2 * k + i / 2][i % 2 * 2];
+      a[i] = simt::pack2<T>(pair[0], pair[1]);
+    } else {
+      a[i] = simt::to_tf32(c[k][i % 2 * 2 + i / 2]);
+    }
+  }
+}
+
+// A row of the tile, as far as this lane holds it ← factor · what multiply_nn has summed up: half r
+// of c.
+template <int N, class Tile>
+__device__ __forceinline__ void store_sums(Tile& tile, int row, const float (&c)[N][4], int r,
+                                           float factor) {
+  using T = typename Tile::T;
+  const int lane = int(threadIdx.x % 32);
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      reinterpret_cast<uint32_t&>(tile.at(row, n * 8 + simt::c_place(lane, 0).col)) =
+          simt::pack2<T>(c[n][2 * r] * factor, c[n][2 * r + 1] * factor);
+  } else {
+#pragma unroll
+    for (int n = 0; n < N; n += 4) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        Float4 columns;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) columns.x[i] = c[n + i][2 * r + e] * factor;
+        reinterpret_cast<Float4&>(*tile.chunk(row, n * 2 + simt::c_place(lane, e).col)) = columns;
+      }
     }
   }
 }

@@ -335,6 +335,7 @@ class Reader {
     std::string reason;
     r_.kernels = kernels_for(a_.q.is_cuda(), a_.q.get_device_index(), &reason);
     if (!reasons_.check(r_.kernels != nullptr, Kind::runtime, [&] { return reason; })) return;
+    p_.tf32 = p_.dtype == DType::f32 && r_.kernels->tf32 && tf32_allowed();
     if (p_.dtype != DType::boolean)
       reasons_.check(r_.kernels->dtypes & bit(p_.dtype), Kind::type, [&] {
         return std::string("target ") + r_.kernels->target + " has no " + name(p_.dtype) +

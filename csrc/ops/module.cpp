@@ -48,11 +48,18 @@ py::dict targets() {
   return rows;
 }
 
+bool tf32_allowed() {
+  py::gil_scoped_acquire gil;
+  const py::object matmul = py::module_::import("torch.backends.cuda").attr("matmul");
+  return matmul.attr("fp32_precision").cast<std::string>() == "tf32";
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "attn_ext's compiled half: torch ops, build information, choice of target.";
   atx::ops::cpu_target();  // a wrong ATTN_EXT_CPU is an error at import, not at the first call
+  atx::ops::set_tf32_allowed(tf32_allowed);
   m.def("kernels", &kernels, "Every compiled kernel, as a list of dicts.");
   m.def("targets", &targets,
         "Targets this machine can run: name -> dtypes and largest head dimension.");

@@ -113,6 +113,7 @@ std::atomic<const Kernels*>& chosen_cpu() {
 
 std::atomic<const Kernels*> simt_row{nullptr};
 std::atomic<bool> simt_on{false};
+std::atomic<bool (*)()> asks_for_tf32{nullptr};
 
 // kernels.h's parallel_for on torch's thread pool.
 void parallel_for(int64_t n, void (*body)(const void*, int64_t, int64_t), const void* ctx) {
@@ -169,6 +170,12 @@ void use_simt(bool on) {
 }
 
 bool wants_buffers() { return simt_on; }
+
+bool tf32_allowed() {
+  const auto asks = asks_for_tf32.load();
+  return asks && asks();
+}
+void set_tf32_allowed(bool (*asks)()) { asks_for_tf32 = asks; }
 
 const Kernels* kernels_for(bool is_cuda, [[maybe_unused]] int device_index, std::string* reason) {
   if (!is_cuda) return simt_on ? simt_row.load() : chosen_cpu().load();

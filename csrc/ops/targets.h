@@ -12,6 +12,12 @@ const Kernels* kernels_for(bool is_cuda, int device_index, std::string* reason);
 // The services that row needs. `buffers` must outlive the call; only the emulator asks for them.
 Exec exec_for(bool is_cuda, int device_index, const std::vector<Buffer>& buffers);
 bool wants_buffers();
+// Whether torch's matmul precision lets f32 products be rounded to tf32 now: a setting of the
+// process, as for torch's own products, and read when an op runs, so that compiled graphs and
+// backward passes heed it too. Torch's stable interface does not tell, but Python does: the answer
+// is no until somebody sets who asks there.
+bool tf32_allowed();
+void set_tf32_allowed(bool (*asks)());
 
 // Every row this build and this machine can run, CPU rows from best to plainest.
 std::vector<const Kernels*> available_targets();

@@ -1,0 +1,177 @@
+"""Float32 on tensor cores: where torch's matmul precision allows it, and only there."""
+
+import pytest
+import torch
+
+import attn_ext
+from attn_ext import VARIANTS, masks
+from attn_ext.inspection import label
+from attn_ext.testing import backend, backends, check, simt
+from attn_ext.testing.tf32 import Tf32Products, rounded_to_tf32, tf32_allowed
+from attn_ext.variants.cases import AttentionCase
+
+# the ops that have such kernels, by their own records
+RECORDS = ("attention", "varlen_attention", "block_sparse_attention", "forgetting_attention")
+CASES = [(VARIANTS[n], c) for n in RECORDS for c in VARIANTS[n].cases]
+# the emulator is slow: by default it takes every so manieth case, as in conftest.py
+SHARE = 3
+HEAD_DIMS = (64, 128, 256)
+
+
+def window(**x):
+    return attn_ext.attention(**x, is_causal=True, window_size=(40, 0))
+
+
+def general(**x):
+    return attn_ext.attention(**x, softcap=3.0)
+
+
+def blocks(**x):
+    mask = masks.causal(x["query"].shape[2], block_size=32)
+    return attn_ext.block_sparse_attention(**x, block_mask=mask)
+
+
+CALLS = (attn_ext.attention, window, general, blocks)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "with_kernels" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    chosen = config.getoption("--backends")
+    names = [n for n in (chosen.split(",") if chosen else backends()) if not n.startswith("cpu")]
+    names = names if chosen else [n for n in names if n != "ptx"]
+    share = config.getoption("--every") or (1 if chosen else SHARE)
+    runs = [
+        pytest.param(v, c, n, id=f"{v.name}-{c.name}-{n}") for n in names for v, c in CASES[::share]
+    ]
+    metafunc.parametrize(("record", "call", "with_kernels"), runs)
+
+
+def test_matches_reference_in_tf32(record, call, with_kernels):
+    check(record, call, torch.float32, backend(with_kernels), tf32=True)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("d", HEAD_DIMS)
+def test_same_bits_in_every_schedule(d: int, call):
+    x = AttentionCase(sq=141, sk=141, d=d, dv=d - 3).inputs(torch.float32)
+    results = []
+    with tf32_allowed():
+        for settings in ({}, {"schedule": "reverse"}, {"schedule": "random", "seed": 3}):
+            with simt(**settings):
+                results.append(call(**x))
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("d", HEAD_DIMS)
+def test_shared_memory_without_conflicts_or_races(d: int, call):
+    x = AttentionCase(b=1, hq=1, hkv=1, sq=130, sk=130, d=d, dv=d).inputs(torch.float32)
+    with tf32_allowed(), simt(build="hooks") as machine, machine.counting() as counters:
+        call(**x)
+    assert any(c.space == "tensor" for c in counters)
+    conflicts = [c for c in counters if c.space == "shared" and c.ratio > 1]
+    assert not conflicts, conflicts
+
+
+def by_precision(precision):
+    torch.set_float32_matmul_precision("high" if precision else "highest")
+
+
+def by_allow_tf32(precision):
+    torch.backends.cuda.matmul.allow_tf32 = precision
+
+
+def by_fp32_precision(precision):
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision else "ieee"
+
+
+@pytest.mark.parametrize("setting", [by_precision, by_allow_tf32, by_fp32_precision])
+def test_exact_unless_torch_says_otherwise(setting):
+    """Whichever of torch's ways it is set by; the default is exact."""
+    case = AttentionCase(sq=70, sk=70)
+    x = case.inputs(torch.float32)
+    with simt():
+        before = attn_ext.attention(**x)
+        setting(True)
+        try:
+            rounded = attn_ext.attention(**x)
+        finally:
+            setting(False)
+        after = attn_ext.attention(**x)
+    assert torch.equal(before, after) and not torch.equal(before, rounded)
+    check(VARIANTS["attention"], case, torch.float32, backend("simt"))
+
+
+def kernels_of(call, **shape) -> list[str]:
+    """Return the kernels of a call where tf32 is allowed."""
+    found = []
+    x = AttentionCase(**shape).inputs(torch.float32)
+    with simt() as machine, tf32_allowed(), machine.intercepting(lambda k, *_: found.append(k)):
+        call(**x)
+    return [label(k) for k in found]
+
+
+@pytest.mark.parametrize(("d", "tile"), [(32, 64), (96, 128), (128, 128), (129, 256)])
+def test_three_tiles_and_policies_do_for_all(d: int, tile: int):
+    policies = ["Window<float>", "Window<float>", "General<float>", "GeneralBlocks<float>"]
+    for call, policy in zip(CALLS, policies, strict=True):
+        linear = str(policy == "Window<float>").lower()
+        expected = [f"attention_fwd<Tf32Tile<{tile}, {linear}>, {policy}>"]
+        assert kernels_of(call, sq=40, sk=40, d=d, dv=8) == expected
+
+
+def test_few_queries_stay_exact():
+    shape = {"sq": 2, "sk": 700}
+    assert "F32SplitTile" in kernels_of(attn_ext.attention, **shape)[0]
+    x = AttentionCase(**shape).inputs(torch.float32)
+    with simt():
+        exact = attn_ext.attention(**x)
+        with tf32_allowed():
+            assert torch.equal(attn_ext.attention(**x), exact)
+
+
+def test_only_float32_and_only_tensor_cores_heed_it():
+    for dtype, name in ((torch.bfloat16, "simt"), (torch.float32, "cpu-scalar")):
+        x = AttentionCase(sq=70, sk=70).inputs(dtype)
+        with backend(name).context():
+            exact = attn_ext.attention(**x)
+            with tf32_allowed():
+                assert torch.equal(attn_ext.attention(**x), exact)
+
+
+def test_compiled_graphs_heed_it():
+    x = AttentionCase(sq=70, sk=70).inputs(torch.float32)
+    compiled = torch.compile(attn_ext.attention, fullgraph=True, backend="aot_eager")
+    with simt():
+        exact = compiled(**x)
+        with tf32_allowed():
+            rounded = compiled(**x)
+            assert torch.equal(rounded, attn_ext.attention(**x))
+        assert torch.equal(compiled(**x), exact) and not torch.equal(exact, rounded)
+
+
+def test_gradients_come_close():
+    """A backward pass may run under another setting than its forward."""
+    given = AttentionCase(sq=70, sk=70, hkv=4, d=64, dv=64).inputs(torch.float32)
+    q, k, v = (given[n].requires_grad_() for n in ("query", "key", "value"))
+    results = []
+    with simt():
+        for allowed in (False, True):
+            with tf32_allowed(allowed):
+                o = attn_ext.attention(q, k, v)
+                results.append(torch.autograd.grad(o.square().sum(), (q, k, v)))
+    for exact, rounded in zip(*results, strict=True):
+        error = (exact - rounded).abs().max()
+        assert 0 < error < 2**-7 * exact.abs().max()
+
+
+def test_products_in_tf32_are_rounded():
+    x = torch.tensor([1 + 2.0**-11, 1 + 2.0**-11 - 2.0**-23, -1 - 2.0**-11, 3e38, -torch.inf])
+    expected = torch.tensor([1 + 2.0**-10, 1, -1 - 2.0**-10, 3e38, -torch.inf])
+    torch.testing.assert_close(rounded_to_tf32(x), expected, rtol=2**-11, atol=0)
+    assert torch.equal(rounded_to_tf32(x)[:3], expected[:3])
+    with Tf32Products():
+        assert (x[:1, None] @ x[None, :1]).item() == (1 + 2.0**-10) ** 2
+        assert (x[:1, None].double() @ x[None, :1].double()).item() == (1 + 2.0**-11) ** 2
