@@ -86,10 +86,10 @@ class TileProducts {
     padded_ = tiles_of(rows, STRIP) * STRIP;
     tile_queries_ = queries_of_tile(f, BLOCK_Q);
     keys_.take(scratch, f);
-    q_.take(scratch, rows, f.D);
-    d_o_.take(scratch, rows, f.Dv);
+    const int tiles = tiles_of(queries, tile_queries_), all_tiles = tiles_of(f.Sq, tile_queries_);
+    q_.take(scratch, queries > 0 ? tiles : all_tiles, rows, f.D);
+    d_o_.take(scratch, queries > 0 ? tiles : all_tiles, rows, f.Dv);
     statistics_.take(scratch, rows);
-    const int tiles = tiles_of(queries, tile_queries_);
     dq_ = scratch.take<float>(int64_t(tiles) * padded_ * dims_k_);
     dq_unit_ = scratch.take<float>(tiles);
     dk_t_ = scratch.take<float>(int64_t(BLOCK_KV) * dims_k_);
@@ -113,6 +113,8 @@ class TileProducts {
     const float kept = kept_factor<float>(f);
     weight_unit_ = Unit<T>::for_bound(kept);
     product_bound_ = slope * kept * f.Dv, delta_bound_ = slope;
+    q_.forget();
+    d_o_.forget();
     if (!t.of_queries) return;
     const int tiles = tiles_of(t.i1 - t.i0, tile_queries_);
     memset(dq_, 0, sizeof(float) * tiles * padded_ * dims_k_);
@@ -133,8 +135,9 @@ class TileProducts {
   void load_rows(const BwdTask& t, const Task& task, int first, int last) {
     const AttentionBwdParams& p = t.p;
     statistics_.load(p, task);
-    q_.load(task, p.fwd.q, p.fwd.q_stride, p.fwd.D, statistics_.alive);
-    d_o_.load(task, p.d_o, p.d_o_stride, p.fwd.Dv, statistics_.alive);
+    const int n = tile(t, task.i0);
+    q_.find(n, task, p.fwd.q, p.fwd.q_stride, p.fwd.D, statistics_.alive);
+    d_o_.find(n, task, p.d_o, p.d_o_stride, p.fwd.Dv, statistics_.alive);
     if (p.fwd.dropout > 0)
       kept_.draw(task, 0, task.rows(), j0_, j0_ + first * PANEL, j0_ + last * PANEL);
     unit_ = 1;
@@ -230,10 +233,9 @@ class TileProducts {
   T* dx_of(int row, int n) const {
     return dx_ + (int64_t(row / TILE_ROWS) * STEPS + n * PANEL_STEPS) * TILE_HALVES;
   }
-  float* dq(const BwdTask& t, int i) const {
-    return dq_ + int64_t((i - t.i0) / tile_queries_) * padded_ * dims_k_;
-  }
-  float* dq_unit(const BwdTask& t, int i) const { return dq_unit_ + (i - t.i0) / tile_queries_; }
+  int tile(const BwdTask& t, int i) const { return (i - t.i0) / tile_queries_; }
+  float* dq(const BwdTask& t, int i) const { return dq_ + int64_t(tile(t, i)) * padded_ * dims_k_; }
+  float* dq_unit(const BwdTask& t, int i) const { return dq_unit_ + tile(t, i); }
   float* dq_row(float* tiles, int row) const {
     return tiles + int64_t(row / TILE_ROWS) * TILE_ROWS * dims_k_ + row % TILE_ROWS * TILE_ROWS;
   }

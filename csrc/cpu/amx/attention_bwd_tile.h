@@ -92,10 +92,11 @@ struct TileKeys {
   }
 };
 
-// A tensor's rows of a tile: as they lie for the products with keys, transposed for those with
-// weights.
+// A tensor's rows of the tiles of a task, each laid out when it is first asked for: as they lie for
+// the products with keys, transposed for those with weights.
 template <class T>
 struct TileRows {
+  // Of the tile that was asked for last:
   T* rows;  // [rows / 16][depth] tiles [16 rows, 32 dims]
   T* t;     // [dims / 16][rows / 32] tiles [16 dims, 32 rows]
   OddRows<T> odd;
@@ -103,26 +104,48 @@ struct TileRows {
   int depth;
   int64_t row_t;  // of t: numbers from one 16 dims to the next
 
-  void take(Scratch& scratch, int n, int cols) {
-    depth = tiles_of(cols, TILE_DEPTH);
-    const int64_t size = int64_t(tiles_of(n, TILE_DEPTH)) * depth * TILE_DEPTH * TILE_DEPTH;
+  void take(Scratch& scratch, int n_tiles, int n, int cols) {
+    depth = tiles_of(cols, TILE_DEPTH), most_ = n, tiles_ = n_tiles;
     row_t = int64_t(tiles_of(n, TILE_DEPTH)) * TILE_HALVES;
-    rows = scratch.take<T>(size);
-    t = scratch.take<T>(size);
-    odd.index = scratch.take<int>(n);
+    all_ = scratch.take<T>(n_tiles * 2 * size());
+    odd_index_ = scratch.take<int>(int64_t(n_tiles) * n);
+    known_ = scratch.take<Known>(n_tiles);
+  }
+  // Of another task.
+  void forget() {
+    for (int n = 0; n < tiles_; ++n) known_[n].odd = NOT_LAID_OUT;
   }
 
   // Rows that are not alive count as zeros.
-  void load(const Task& task, const void* tensor, const Strides& stride, int cols,
+  void find(int tile, const Task& task, const void* tensor, const Strides& stride, int cols,
             const bool* alive) {
+    rows = all_ + tile * 2 * size(), t = rows + size();
+    odd.index = odd_index_ + int64_t(tile) * most_;
+    Known& known = known_[tile];
+    if (known.odd == NOT_LAID_OUT) {
+      known.largest = lay_out(task, static_cast<const T*>(tensor), stride, cols, alive);
+      known.odd = odd.count;
+    }
+    odd.count = known.odd, largest_number = known.largest;
+  }
+
+ private:
+  static constexpr int NOT_LAID_OUT = -1;
+  struct Known {
+    int odd;
+    float largest;
+  };
+
+  int64_t size() const { return row_t * 2 * depth; }
+  float lay_out(const Task& task, const T* tensor, const Strides& stride, int cols,
+                const bool* alive) {
     odd.count = 0;
     int top = 0;
     for (int n = 0; n < task.rows(); n += TILE_DEPTH) {
       const T* from[TILE_DEPTH];
       for (int l = 0; l < TILE_DEPTH; ++l)
-        from[l] = n + l < task.rows() && alive[n + l]
-                      ? static_cast<const T*>(tensor) + task.row_offset(stride, n + l)
-                      : nullptr;
+        from[l] =
+            n + l < task.rows() && alive[n + l] ? tensor + task.row_offset(stride, n + l) : nullptr;
       for (int half = 0; half < 2; ++half) {
         const T* part[TILE_ROWS];
         for (int l = 0; l < TILE_ROWS; ++l) part[l] = from[half * TILE_ROWS + l];
@@ -136,8 +159,13 @@ struct TileRows {
       }
       top = x > top ? x : top;
     }
-    largest_number = magnitude<T>(top);
+    return magnitude<T>(top);
   }
+
+  T* all_;          // [tiles][2][size()]
+  int* odd_index_;  // [tiles][most_]
+  Known* known_;    // [tiles]
+  int most_, tiles_;
 };
 
 }  // namespace atx::ATX_TARGET
