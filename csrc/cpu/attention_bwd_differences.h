@@ -110,8 +110,8 @@ struct Exponential {
   }
 };
 
-// Rows [first, last) of a tile against VECS vectors of keys from j on, of which those before `end`
-// exist.
+// Rows [first, last) of a tile, and perhaps more that are not alive, against VECS vectors of keys
+// from j on, of which those before `end` exist.
 template <class A>
 struct Cells {
   const Task& task;
@@ -151,7 +151,6 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
   constexpr bool BIASED = __is_same(Policy, Biased<A>);
   const Task& task = c.task;
   const A unit = log2_unit<A, Score>(task.p);
-  const bool drop = task.p.dropout > 0;
   const A kept = kept_factor<A>(task.p);
   const CappedProducts<A> capped(task.p);
   const Float none = L::all(0);
@@ -172,13 +171,14 @@ void differences_in(const Cells<A>& c, const Score* scores, const A* s, const A*
       const Float product = L::load(s + at);
       Float y = product, weight_gradient = L::load(dp + at);
       if constexpr (!Policy::LINEAR) y = score.template score<L>(product, i, j, n);
-      if (drop) weight_gradient = kept_bits.kept(r, j - c.block, weight_gradient * kept);
+      if constexpr (Kept::SOME)
+        weight_gradient = kept_bits.kept(r, j - c.block, weight_gradient * kept);
       Float weight = Exp::of(y * unit - log2_sum);
       Float dy = weight * (weight_gradient - delta), dx = dy;
       if constexpr (!Policy::LINEAR) dx *= score.template derivative<L>(product);
       if constexpr (Score::SPARSE)
         if (capped.outer != 0) dx *= capped.slope(product);
-      if (drop) weight = kept_bits.kept(r, j - c.block, weight * kept);
+      if constexpr (Kept::SOME) weight = kept_bits.kept(r, j - c.block, weight * kept);
       const auto keep = [&](typename L::Bool seen) {
         weight = L::select(seen, weight, none);
         dy = L::select(seen, dy, none), dx = L::select(seen, dx, none);
@@ -205,13 +205,18 @@ void differences(const Cells<A>& c, const Score* scores, A* s, const A* dp, cons
   const Task& task = c.task;
   if constexpr (Score::SPARSE)
     CappedProducts<A>(task.p).cap((c.last - c.first) * VECS * Lanes<A>::COUNT, s);
-  const int i0 = task.query(c.first), i1 = task.query(c.last - 1) + 1;
-  if (!full_without_mask(scores, task.group, i0, i1, c.j, c.j + VECS * Lanes<A>::COUNT))
-    return differences_in<A, VECS, Exp, false, Score>(c, scores, s, dp, kept, emit);
-  if constexpr (!Score::LINEAR)
-    if (Biased<A>::serves(task.p))
-      return differences_in<A, VECS, Exp, true, Biased<A>>(c, scores, s, dp, kept, emit);
-  differences_in<A, VECS, Exp, true, Score>(c, scores, s, dp, kept, emit);
+  const int rows = c.last < task.rows() ? c.last : task.rows();
+  const int i0 = task.query(c.first), i1 = task.query(rows - 1) + 1;
+  const bool full =
+      full_without_mask(scores, task.group, i0, i1, c.j, c.j + VECS * Lanes<A>::COUNT);
+  const auto compute = [&](auto kept) __attribute__((always_inline)) {
+    if (!full) return differences_in<A, VECS, Exp, false, Score>(c, scores, s, dp, kept, emit);
+    if constexpr (!Score::LINEAR)
+      if (Biased<A>::serves(task.p))
+        return differences_in<A, VECS, Exp, true, Biased<A>>(c, scores, s, dp, kept, emit);
+    differences_in<A, VECS, Exp, true, Score>(c, scores, s, dp, kept, emit);
+  };
+  task.p.dropout > 0 ? compute(kept) : compute(AllKept());
 }
 
 }  // namespace atx::ATX_TARGET

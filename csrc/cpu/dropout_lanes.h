@@ -20,6 +20,8 @@ class KeptBits {
   static constexpr int ROWS = L::COUNT / CALLS;
 
  public:
+  static constexpr bool SOME = true;
+
   void take(Scratch& scratch, int rows) {
     bytes_ = scratch.take<uint8_t>((rows + ROWS) * ROW + sizeof(uint32_t));
   }
@@ -63,6 +65,11 @@ class KeptBits {
   }
 
   uint8_t* bytes_;
+};
+
+// Without dropout.
+struct AllKept {
+  static constexpr bool SOME = false;
 };
 
 // Queries in the lanes: zeros among the weights [keys, width] of `width` rows from `row` on and of

@@ -4,21 +4,24 @@
 //   dQ += dX K          A [16 rows, 32 keys]   B [16 pairs of keys, 16 dims]
 //   dVᵀ += dOᵀ P, dKᵀ += Qᵀ dX   A [16 dims, 32 rows]   B [16 pairs of rows, 16 keys]
 // 32 rows and a panel of keys at a time: their scores stay in L1. Weights and dX take the place of
-// float rows as A, and are interleaved by pairs of rows to B. Rounded to 16 bits once, they leave a
-// smaller error than torch's flash backward has in each of dQ, dK and dV (rms, S 1024, D 64 and
-// 128, dense and causal: 0.67x to 0.97x of it).
-// Against AVX-512, one thread, B1 H8 S1024, D 64 and 128, least time of 20 runs: bf16 4.0x and
-// 4.9x, causal 3.7x and 4.5x; f16 3.9x and 4.6x, causal 3.9x and 4.0x. Against torch's SDPA, which
-// uses the tile registers too, median of 11 interleaved rounds on a busy machine: bf16 3.4x and
-// 2.7x, causal 4.0x and 3.1x; f16 3.6x and 3.7x, causal 4.5x and 4.4x; S 2048 3.0x to 4.9x.
-// Two vectors to a rounding: 1.05x at D 64. As fast, within 3 %: tiles of 96 to 256 rows, blocks of
-// 256 to 512 keys. No faster: the next strip's products, and those with weights and dX of the last
-// panel, between the rows of this strip.
+// float rows as A, and are paired with those of the next row to B before they leave the registers.
+// Rounded to 16 bits once, they leave a smaller error than torch's flash backward has in each of
+// dQ, dK and dV (rms, S 1024, D 64 and 128, dense and causal: 0.67x to 0.97x of it).
+// Against AVX-512, one thread, B1 H8 S1024, D 64 and 128, least time of 20 runs, before the two
+// steps below: bf16 4.0x and 4.9x, causal 3.7x and 4.5x; f16 3.9x and 4.6x, causal 3.9x and 4.0x.
+// S 2048, least time of 9 to 15 interleaved runs: laying out rows once per task 1.07x and 1.09x;
+// pairing in registers instead of from memory, rounding in integers (vcvtne2ps2bf16 takes 2.7
+// cycles), and no test for dropout where there is none 1.15x and 1.10x.
+// As fast, within noise: tiles of 96 to 256 rows, blocks of 256 to 512 keys; dQ with columns of K
+// outside and strips of rows inside. Slower: scores of two or four strips at a time, 0.91x. No
+// faster: the next strip's products, and those with weights and dX of the last panel, between the
+// rows of this strip.
 #pragma once
 #include <cmath>
 
 #include "csrc/cpu/amx/attention_bwd.h"
 #include "csrc/cpu/amx/attention_bwd_tile.h"
+#include "csrc/cpu/amx/rounding.h"
 #include "csrc/cpu/amx/softmax.h"
 #include "csrc/cpu/amx/tiles.h"
 #include "csrc/cpu/attention_bwd.h"
@@ -33,36 +36,6 @@ namespace atx::ATX_TARGET {
 struct TileExponential {
   using Float = Lanes<float>::Float;
   static ATX_HD Float of(Float x) { return (Float)exp2_weight<bf16>((__m512)x); }
-};
-
-// 32 numbers, a row of a tile.
-ATX_HD void store_rounded(bf16* to, Lanes<float>::Float x, Lanes<float>::Float y) {
-  _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x));
-}
-ATX_HD void store_rounded(f16* to, Lanes<float>::Float x, Lanes<float>::Float y) {
-  Lanes<float>::store(to, x), Lanes<float>::store(to + Lanes<float>::COUNT, y);
-}
-
-// Powers of two that the weights and dX are multiplied by before they are rounded. bf16 has the
-// range of float; f16 has full precision from 2^-14 to 2^15 only, so weights and dX are brought up
-// to there, dX by what it can be at most.
-template <class T>
-struct Unit {
-  static constexpr bool ONE = true;
-  static float for_bound(float) { return 1; }
-};
-template <>
-struct Unit<f16> {
-  static constexpr bool ONE = false;
-  // Multiples of 2^STEP, so that it seldom changes from one tile to the next. LARGEST: sums are
-  // converted from one unit to another, and stay finite.
-  static constexpr int TOP = 15, STEP = 4, LARGEST = 40;
-  static float for_bound(float bound) {
-    int exponent = 0;
-    ::frexp(bound, &exponent);  // bound <= 2^exponent
-    const int free = (TOP - exponent) & -STEP;
-    return ::ldexp(1.0f, free > LARGEST ? LARGEST : free < -LARGEST ? -LARGEST : free);
-  }
 };
 
 template <class T>
@@ -89,7 +62,7 @@ class TileProducts {
     const int tiles = tiles_of(queries, tile_queries_), all_tiles = tiles_of(f.Sq, tile_queries_);
     q_.take(scratch, queries > 0 ? tiles : all_tiles, rows, f.D);
     d_o_.take(scratch, queries > 0 ? tiles : all_tiles, rows, f.Dv);
-    statistics_.take(scratch, rows);
+    statistics_.take(scratch, padded_);
     dq_ = scratch.take<float>(int64_t(tiles) * padded_ * dims_k_);
     dq_unit_ = scratch.take<float>(tiles);
     dk_t_ = scratch.take<float>(int64_t(BLOCK_KV) * dims_k_);
@@ -97,7 +70,6 @@ class TileProducts {
     s_ = scratch.take<float>(STRIP * PANEL);
     dp_ = scratch.take<float>(STRIP * PANEL);
     if (f.dropout > 0) kept_.take(scratch, rows);
-    weights_ = scratch.take<T>(STRIP * PANEL);
     dx_ = scratch.take<T>(int64_t(padded_) * BLOCK_KV);
     column_ = int64_t(padded_) * TILE_ROWS;
     weight_pairs_ = scratch.take<T>(column_ * COLUMNS);
@@ -135,6 +107,7 @@ class TileProducts {
   void load_rows(const BwdTask& t, const Task& task, int first, int last) {
     const AttentionBwdParams& p = t.p;
     statistics_.load(p, task);
+    for (int r = task.rows(); r < padded_; ++r) statistics_.alive[r] = false;
     const int n = tile(t, task.i0);
     q_.find(n, task, p.fwd.q, p.fwd.q_stride, p.fwd.D, statistics_.alive);
     d_o_.find(n, task, p.d_o, p.d_o_stride, p.fwd.Dv, statistics_.alive);
@@ -167,9 +140,6 @@ class TileProducts {
       }
       form(task, scores, n, row, first > row ? first : row, last < row + STRIP ? last : row + STRIP,
            also);
-      if (!t.of_keys) continue;
-      if (t.p.d_v) pair(weights_, PANEL_STEPS, weight_pairs_ + strip * TILE_HALVES);
-      if (t.p.d_k) pair(dx_of(row, n), STEPS, dx_pairs_ + strip * TILE_HALVES);
     }
     if (begin == end || !t.of_keys) return;
     if (t.p.d_v)
@@ -262,27 +232,49 @@ class TileProducts {
     const int at = n * PANEL;
     multiply_keys(q_.rows, keys_.k_t, q_.depth, row, at, s_);
     multiply_keys(d_o_.rows, keys_.v_t, d_o_.depth, row, at, dp_);
-    T *const weights = weights_, *const dx = dx_of(row, n);
+    T* const dx = dx_of(row, n);
+    T* const weight_pairs = weight_pairs_ + row / STRIP * TILE_HALVES;
+    T* const dx_pairs = dx_pairs_ + row / STRIP * TILE_HALVES;
+    const int64_t column = column_;
     const float weight_unit = weight_unit_, unit = unit_;
-    if (last - first < STRIP) clear(weights_, PANEL_STEPS), clear(dx, STEPS);
+    const int rows = task.rows();
+    first -= first % 2, last += last % 2;  // whole pairs; a row too many adds nothing
+    if (last - first < STRIP) {
+      clear(dx, STEPS);
+      for (int c = 0; c < COLUMNS; ++c) {
+        memset(weight_pairs + c * column, 0, TILE_BYTES);
+        memset(dx_pairs + c * column, 0, TILE_BYTES);
+      }
+    }
     fetch_mask(task, scores, row + STRIP, STRIP, j0_ + at, PANEL);
     const Cells<float> cells = {task, statistics_, first, last, j0_ + at, j1_, j0_};
     const int skip = (first - row) * PANEL;
-    Float first_weights, first_dx;  // of the two vectors of a row of a tile
+    Rounded<T> weights[PANEL_VECS], gradients[PANEL_VECS];  // of a row
+    // Of the one before.
+    Rounded<T> even_weights[PANEL_VECS] = {}, even_gradients[PANEL_VECS] = {};
     differences<float, PANEL_VECS, TileExponential>(
         cells, scores, s_ + skip, dp_ + skip, kept_,
-        [&, row, weights, dx](int r, int v, Float weight, Float dy, Float d) {
-          also(r, v, dy);
+        [&, row, rows, column, dx, weight_pairs, dx_pairs](int r, int v, Float weight, Float dy,
+                                                           Float d) __attribute__((always_inline)) {
+          if (r < rows) also(r, v, dy);
           if constexpr (!Unit<T>::ONE) weight *= weight_unit, d *= unit;
-          if (v % 2 == 0) {
-            first_weights = weight, first_dx = d;
-            return;
-          }
-          const int half = (r - row) / TILE_ROWS, step = v / 2;
-          const int within = (r - row) % TILE_ROWS * TILE_DEPTH;
-          store_rounded(weights + (half * PANEL_STEPS + step) * TILE_HALVES + within, first_weights,
-                        weight);
-          store_rounded(dx + (half * STEPS + step) * TILE_HALVES + within, first_dx, d);
+          weights[v] = weight, gradients[v] = d;
+          if (v < PANEL_VECS - 1) return;
+          const unsigned at = r - row;
+          T* const to = dx + (at / TILE_ROWS * STEPS * TILE_ROWS + at % TILE_ROWS) * TILE_DEPTH;
+#pragma GCC unroll 4
+          for (int n = 0; n < PANEL_STEPS; ++n)
+            _mm512_store_si512(to + n * TILE_HALVES, pairs(gradients[2 * n], gradients[2 * n + 1]));
+          T* const w = weight_pairs + at / 2 * TILE_DEPTH;
+          T* const x = dx_pairs + at / 2 * TILE_DEPTH;
+#pragma GCC unroll 4
+          for (int n = 0; n < PANEL_VECS; ++n)
+            if (at % 2 == 0) {
+              even_weights[n] = weights[n], even_gradients[n] = gradients[n];
+            } else {
+              _mm512_store_si512(w + n * column, pairs(even_weights[n], weights[n]));
+              _mm512_store_si512(x + n * column, pairs(even_gradients[n], gradients[n]));
+            }
         });
   }
   // to [32 rows, PANEL] = rows keysᵀ
@@ -293,24 +285,6 @@ class TileProducts {
       multiply_block<T, Block::SET, PANEL* int(sizeof(float))>(
           depth, {rows, next}, {keys + n * next, next}, to + n * TILE_ROWS, TILE_ROWS * PANEL,
           TILE_ROWS);
-  }
-
-  // Tiles of 32 rows and a panel's keys, `next` tiles from 16 rows to the next, to tiles of pairs
-  // of rows. Interleaving works in each quarter of a register: keys 8 n ... 8 n + 3 of 32 come
-  // first, then the other 16 (key_of_column).
-  void pair(const T* from, int64_t next, T* to) const {
-    for (int step = 0; step < PANEL_STEPS; ++step, to += 2 * column_)
-      for (int r = 0; r < TILE_PAIRS; ++r) {
-        const T* const rows =
-            from + (2 * r / TILE_ROWS * next + step) * TILE_HALVES + 2 * r % TILE_ROWS * TILE_DEPTH;
-        const __m512i x = _mm512_load_si512(rows), y = _mm512_load_si512(rows + TILE_DEPTH);
-        _mm512_store_si512(to + r * TILE_DEPTH, _mm512_unpacklo_epi16(x, y));
-        _mm512_store_si512(to + column_ + r * TILE_DEPTH, _mm512_unpackhi_epi16(x, y));
-      }
-  }
-  // The key of column c of tile `column` of a block's keys.
-  static int key_of_column(int column, int c) {
-    return column / 2 * TILE_DEPTH + column % 2 * 4 + c / 4 * 8 + c % 4;
   }
 
   // to [COLUMNS][dims, 16] += rowsᵀ [dims, strips begin ... end - 1] pairs
@@ -342,7 +316,7 @@ class TileProducts {
     for (int r = 0; r < STRIP; ++r) {
       const float weight = to_float(
           dx_of(row + r / TILE_ROWS * TILE_ROWS,
-                0)[j / TILE_DEPTH * TILE_HALVES + r % TILE_ROWS * TILE_DEPTH + j % TILE_DEPTH]);
+                0)[j / TILE_DEPTH * TILE_HALVES + r % TILE_ROWS * TILE_DEPTH + place_in_row(j)]);
       float* const sums = dq_row(to, r);
       for (int d = 0; weight != 0 && d < f.D; ++d)
         sums[d / TILE_ROWS * TILE_FLOATS + d % TILE_ROWS] += weight * to_float(key[d]);
@@ -355,7 +329,7 @@ class TileProducts {
     for (int n = 0; n < tiles_of(j1 - j0, TILE_DEPTH) * 2; ++n) {
       T* rows[TILE_ROWS];
       for (int c = 0; c < TILE_ROWS; ++c) {
-        const int j = j0 + key_of_column(n, c);
+        const int j = j0 + n * TILE_ROWS + c;
         rows[c] = j < j1 ? static_cast<T*>(tensor) + task.key_offset(stride, j) : unwanted_;
       }
       unpack_columns<float>(from + int64_t(n) * TILE_ROWS * dims, TILE_ROWS,
@@ -377,11 +351,10 @@ class TileProducts {
   RowStatistics<float> statistics_;
   float* dq_;            // of each tile of the task: [padded / 16][dims / 16] tiles
   float* dq_unit_;       // of each tile of the task
-  float *dk_t_, *dv_t_;  // [BLOCK_KV / 16][dims, 16], columns as key_of_column says
+  float *dk_t_, *dv_t_;  // [BLOCK_KV / 16][dims, 16]
   float *s_, *dp_;       // [STRIP, PANEL]
   KeptBits<float, BLOCK_KV / DROPOUT_BLOCK> kept_;  // by dropout
-  T* weights_;                   // of a strip: [2][PANEL_STEPS] tiles [16 rows, 32 keys]
-  T* dx_;                        // [padded / 16][STEPS] tiles [16 rows, 32 keys]
+  T* dx_;                                           // [padded / 16][STEPS] tiles [16 rows, 32 keys]
   T *weight_pairs_, *dx_pairs_;  // of a panel: [COLUMNS][padded / 32] tiles [16 pairs, 16 keys]
   int64_t column_;               // of those: numbers from one 16 keys to the next
   T* unwanted_;                  // a row for keys that do not exist

@@ -39,13 +39,16 @@ float magnitude(int bits) {
   return to_float(T{uint16_t(bits)});
 }
 
+// Where key j lies among the 32 keys of a row of dX: two vectors of 16 keys, as pairs.
+constexpr int place_in_row(int j) { return j % TILE_ROWS * 2 + j % TILE_DEPTH / TILE_ROWS; }
+
 // Keys of a block: as columns for the products with queries, as rows for those with dX.
 template <class T, int BLOCK_KV>
 struct TileKeys {
   static constexpr int STEPS = BLOCK_KV / TILE_DEPTH;
 
   T *k_t, *v_t;  // [BLOCK_KV / 16][depth] tiles [16 pairs of dims, 16 keys]
-  T* k;          // [dims / 16][STEPS] tiles [16 pairs of keys, 16 dims]
+  T* k;          // [dims / 16][STEPS] tiles [16 pairs of keys as place_in_row says, 16 dims]
   OddRows<T> odd;
   float largest_v;  // |number|, of the finite rows
   int depth_k, depth_v;
@@ -75,7 +78,9 @@ struct TileKeys {
       pack_columns_of(keys_of, p.D, k_t + int64_t(n) * depth_k * TILE_DEPTH);
       pack_columns_of(values_of, p.Dv, v_t + int64_t(n) * depth_v * TILE_DEPTH);
       odd.take_out(keys_of, p.D, n);
-      pack_tile_pairs(keys_of, p.D, k + n / TILE_DEPTH * TILE_HALVES, STEPS * TILE_HALVES);
+      const T* placed[TILE_DEPTH];
+      for (int l = 0; l < TILE_DEPTH; ++l) placed[place_in_row(l)] = keys_of[l];
+      pack_tile_pairs(placed, p.D, k + n / TILE_DEPTH * TILE_HALVES, STEPS * TILE_HALVES);
       for (const T* const row : values_of)
         if (const int x = row ? largest(row, p.Dv) : 0; x < INFINITE<T> && x > top) top = x;
     }
