@@ -16,12 +16,10 @@
 // that only some rows attend to: the engines' accumulate_guarded.
 //
 // Plain loop, nvcc 13.0, sm_80, policy Full: SASS instructions per HMMA (and registers) of Pass::Q
-// and Pass::KV, or of Pass::Q, Pass::K and Pass::V. Scores are computed in each: 7 products, or 8,
-// where a single pass would take 5.
+// and Pass::KV, or of Pass::Q, K and V. Scores are computed in each: 7 products, or 8, for 5.
 // - D 32: 5.56 (168), 5.42 (206). 64: 3.69 (222), 3.61 (255). 96: 3.51 (182), 3.55 (230). 128: 3.32
 //   (221), 3.26 (246). 192: 3.15 (216), 3.05 (226), 3.40 (206). 256: 3.25 (225), 3.43 (255), 3.94
-//   (255). Window adds up to 0.15. No kernel spills.
-// - Of that, Q and dO in registers (BwdTile::HELD) took Pass::Q from 5.79, 3.92, 3.79 and 3.69.
+//   (255). Window adds up to 0.15. Q and dO in registers (HELD): 128 had 3.69, 64 had 3.92.
 #pragma once
 #include "csrc/core/kernels.h"
 #include "csrc/cuda/attention_bwd_block.cuh"
@@ -326,7 +324,6 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
   if (!Score::SPARSE && steps.first < steps.last && h0 < h1)
     pass.template fetch<false>(0, steps.first);
   simt::cp_async_commit();
-
   if constexpr (Tile::HELD > 0) {
     simt::cp_async_wait<0>();
     simt::sync();  // own rows have landed for every thread
