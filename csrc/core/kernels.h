@@ -28,7 +28,7 @@ struct Exec {
 struct KernelInfo {
   const char *family, *dtype, *score;
   int head_dim, block_q, block_kv, threads, shared_bytes;
-  int head_dim_v = 0;  // of v, where it is not as q's; 0: it is
+  int head_dim_v;  // of v, where it is not as q's; 0: it is
 };
 
 // A launcher's answer: null, or why the launch failed.

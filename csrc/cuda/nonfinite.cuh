@@ -34,7 +34,7 @@ __device__ __forceinline__ bool holds_nonfinite(Tile& tile) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) found |= any_nonfinite<T>(words.word[i]);
   };
-  if constexpr (sizeof(T) == 4)
+  if constexpr (std::is_same_v<T, tf32>)
     walk.for_each_in_turn(look);
   else
     walk.for_each(look);

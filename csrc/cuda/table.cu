@@ -250,13 +250,15 @@ struct Catalogue {
   }
   template <class Tile>
   constexpr void add_stats(const char* dtype, const char* score) {
-    entries[size++] = {"attention_stats", dtype,      score,         Tile::D,
-                       Tile::BLOCK,       Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES};
+    entries[size++] = {
+        "attention_stats",  dtype, score, Tile::D, Tile::BLOCK, Tile::STEP, Tile::THREADS,
+        Tile::SHARED_BYTES, 0};
   }
   template <class Tile>
   constexpr void add_pass(const char* family, const char* dtype, const char* score) {
-    entries[size++] = {family,      dtype,      score,         Tile::D,
-                       Tile::BLOCK, Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES};
+    entries[size++] = {
+        family, dtype, score, Tile::D, Tile::BLOCK, Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES,
+        0};
   }
   template <class T, template <Pass> class Tile, bool HAS_MASK>
   constexpr void add_bwd(const char* dtype, const char* score) {
@@ -323,7 +325,7 @@ struct Catalogue {
         using Tile = TopkTile<T, D>;
         constexpr int TEAMS = 32 / Tile::SHARERS;
         const auto add = [&](const char* family, int block_q, int block_kv) {
-          entries[size++] = {family, dtype, "lists", D, block_q, block_kv, Tile::THREADS, 0};
+          entries[size++] = {family, dtype, "lists", D, block_q, block_kv, Tile::THREADS, 0, 0};
         };
         add("topk_attention_fwd", Tile::WARPS, TEAMS * Tile::LISTED);
         add("topk_attention_bwd q", Tile::WARPS, TEAMS);
