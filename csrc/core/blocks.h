@@ -2,8 +2,8 @@
 // visited key or query is, so that kernels skip what nobody sees.
 // CPU, one thread, B1 H8 S4096 D64, blocks of 128 at random, forward: time per visited block over
 // dense attention's with 2, 5, 10, 25 and 50 % of the blocks
-//   f32   AVX2 1.40 1.22 1.13 1.04 1.02   AVX-512 1.69 1.34 1.18 1.06 1.03
-//   bf16  AVX2 1.35 1.19 1.12 1.06 1.04   AMX     2.91 1.86 1.45 1.12 1.01
+//   f32   AVX2 1.41 1.21 1.11 1.04 1.02   AVX-512 1.72 1.34 1.21 1.06 1.03
+//   bf16  AVX2 1.35 1.18 1.10 1.06 1.04   AMX     2.93 1.85 1.43 1.12 1.01
 // and at S 8192 (H4) on AVX2 with 2, 5 and 10 %: f32 1.26 1.11 1.06, bf16 1.25 1.11 1.04.
 // At 2 % on AMX, laying out q, k and v and ending the rows take as long as the products and the
 // softmax: the less there is to multiply, the less often is used what was brought in.
