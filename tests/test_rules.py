@@ -101,7 +101,7 @@ def wrappers() -> list[Path]:
 
 @pytest.mark.slow  # minutes: compiles every CPU kernel, without optimization
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF symbols with nm")
-def test_targets_define_weak_symbols_only_in_their_own_namespace(tmp_path):
+def test_targets_keep_to_their_own_namespace_and_run_nothing_when_loaded(tmp_path):
     # A weak function outside atx::<target> may be kept from the AVX-512 object and run on a CPU
     # without AVX-512.
     assert wrappers(), "build in place first: python setup.py build_ext --inplace"
@@ -122,6 +122,8 @@ def test_targets_define_weak_symbols_only_in_their_own_namespace(tmp_path):
             ):  # data: where the unwinder finds its routine
                 continue
             assert not match or f"atx::{target}::" in match[2], f"{wrapper}: {line}"
+            # an initializer would run, with this target's instructions, wherever the library loads
+            assert "_GLOBAL__" not in line, f"{wrapper}: {line}"
 
 
 def test_no_path_of_one_machine():

@@ -24,7 +24,8 @@ struct Exec {
   int num_buffers;
 };
 
-// One compiled kernel, as `attn-ext info` lists it.
+// One compiled kernel, as `attn-ext info` lists it. No member has an initializer: nvcc would take a
+// catalogue for one that is not constant.
 struct KernelInfo {
   const char *family, *dtype, *score;
   int head_dim, block_q, block_kv, threads, shared_bytes;
@@ -34,6 +35,8 @@ struct KernelInfo {
 // A launcher's answer: null, or why the launch failed.
 using Status = const char*;
 
+// CPU rows are constinit: a target's objects must run nothing when the library is loaded, as the
+// CPU may not have their instructions.
 struct Kernels {
   const char* target;
   unsigned dtypes;   // bit 1 << int(DType) for each supported dtype

@@ -22,7 +22,7 @@ constexpr KernelInfo CATALOGUE[] = {
     {"topk_attention_bwd", "f64 f32 f16 bf16", "lists", 576, 1, LISTED_BLOCK, 1, 0}};
 
 extern const Kernels kernels;
-const Kernels kernels = {
+constinit const Kernels kernels = {
     .target = ATX_TARGET_NAME(ATX_TARGET),
     .dtypes = bit(DType::f64) | bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
     .max_head_dim = 576,

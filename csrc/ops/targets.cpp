@@ -73,13 +73,28 @@ bool runs_amx() {
          syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 bool runs_amx_fp16() { return runs_amx() && (Leaf7(1).eax >> 21 & 1); }
+
+// The tile rows say what they do themselves. Put together here, as this file is compiled for any
+// CPU: an initializer of theirs would run AVX-512 instructions when the library is loaded.
+Kernels on_avx512(const Kernels& tiles) {
+  Kernels k = avx512::kernels;
+  k.target = tiles.target;
+  k.attention_fwd = tiles.attention_fwd;
+  k.attention_bwd = tiles.attention_bwd;
+  k.catalogue = tiles.catalogue;
+  k.catalogue_size = tiles.catalogue_size;
+  return k;
+}
 #endif
 
 const std::vector<Row>& cpu_rows() {
+#if defined(__x86_64__)
+  static const Kernels amx_f16 = on_avx512(amx::kernels_f16), amx = on_avx512(amx::kernels);
+#endif
   static const std::vector<Row> rows = {
 #if defined(__x86_64__)
-      {&amx::kernels_f16, runs_amx_fp16()},
-      {&amx::kernels, runs_amx()},
+      {&amx_f16, runs_amx_fp16()},
+      {&amx, runs_amx()},
       {&avx512::kernels, runs_avx512()},
       {&avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                            __builtin_cpu_supports("f16c")},
