@@ -33,19 +33,24 @@ from attn_ext.testing.ptx import ptx_available
 from attn_ext.testing.simt import Counter
 
 A100, A10, L4, H100 = GPUS
+# Head dimension and policy: "4Full" or "6Window".
 FORWARD = (
-    "_ZN3atx4simt13attention_fwdINS0_7FwdTileINS_4bf16ELi{}ELb1EEENS0_4FullIfEEEEv"
+    "_ZN3atx4simt13attention_fwdINS0_7FwdTileINS_4bf16ELi{}ELb1EEENS0_{}IfEEEEv"
     "NS_15AttentionParamsE"
 )
-KEYS_PASS = (
-    "_ZN3atx4simt13attention_bwdINS0_7BwdWarpINS0_7BwdTileINS_4bf16ELi64ELNS0_4PassE3ELb1EEEEE"
-    "NS0_4FullIfEEEEvNS_18AttentionBwdParamsE"
-)
+BACKWARD = {
+    work: "_ZN3atx4simt13attention_bwdINS0_7BwdWarpINS0_7BwdTileINS_4bf16ELi{}ELNS0_4PassE"
+    + f"{code}ELb1EEEEE"
+    + "NS0_{}IfEEEEvNS_18AttentionBwdParamsE"
+    for work, code in [("dQ", 0), ("dK, dV", 3)]
+}
 
 
 def test_labels_name_the_pass():
-    assert label(FORWARD.format(64)) == "attention_fwd<FwdTile<bf16, 64, true>, Full<float>>"
-    assert label(KEYS_PASS) == (
+    assert (
+        label(FORWARD.format(64, "4Full")) == "attention_fwd<FwdTile<bf16, 64, true>, Full<float>>"
+    )
+    assert label(BACKWARD["dK, dV"].format(64, "4Full")) == (
         "attention_bwd<BwdWarp<BwdTile<bf16, 64, Pass::KV, true>>, Full<float>>"
     )
 
@@ -173,7 +178,7 @@ def test_what_does_not_exist_is_refused():
 
 
 def test_summary_sets_requests_against_the_least():
-    name, problem = FORWARD.format(64), Problem("attention_fwd", seq=128)
+    name, problem = FORWARD.format(64, "4Full"), Problem("attention_fwd", seq=128)
     counters = [
         Counter(name, "tile.cuh:1", "tensor", "multiply", 0, 1100, 1100, 1100),
         Counter(name, "tile.cuh:2", "global", "read", 16, 10, 160, 160),
@@ -190,18 +195,30 @@ def test_summary_sets_requests_against_the_least():
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 @pytest.mark.skipif(disassembler() is None, reason="nvdisasm is not installed")
 @pytest.mark.parametrize(
-    ("kernel", "most"),
-    [(FORWARD.format(64), 4.8), (FORWARD.format(128), 3.8), (KEYS_PASS, 4.2)],
-    ids=["forward D 64", "forward D 128", "backward D 64"],
+    ("work", "head_dim", "causal", "most"),
+    [
+        ("forward", 64, False, 4.8),  # FlashAttention-2 has 6.25
+        ("forward", 64, True, 4.8),
+        ("forward", 128, False, 3.8),  # 4.62
+        ("forward", 128, True, 3.8),
+        ("dK, dV", 64, False, 4.2),  # 4.46 of the pass that has them all
+        ("dK, dV", 64, True, 4.6),  # 5.01
+        ("dK, dV", 128, False, 3.4),  # 3.67
+        ("dK, dV", 128, True, 3.7),  # 3.95
+        ("dQ", 64, False, 4.2),
+        ("dQ", 64, True, 4.6),
+        ("dQ", 128, False, 3.4),
+        ("dQ", 128, True, 3.7),
+    ],
 )
-def test_instructions_per_tensor_core_instruction(kernel, most):
-    """FlashAttention-2's are 6.25, 4.62 and 4.46."""
-    for arch in ("sm_80", "sm_90a"):
-        cubin, resources = compile_kernel(kernel, arch)
-        assert resources.registers == read_table().registers[label(kernel)][arch]
-        loop = main_loop(disassemble(cubin, kernel))
-        assert loop.work == "tensor core" and loop.cost <= most
-        assert loop.mix["local memory"] == 0
+def test_instructions_per_tensor_core_instruction(work, head_dim, causal, most):
+    template = FORWARD if work == "forward" else BACKWARD[work]
+    kernel = template.format(head_dim, "6Window" if causal else "4Full")
+    cubin, resources = compile_kernel(kernel, "sm_80")
+    assert resources.registers == read_table().registers[label(kernel)]["sm_80"]
+    loop = main_loop(disassemble(cubin, kernel))
+    assert loop.work == "tensor core" and loop.cost <= most
+    assert loop.mix["local memory"] == 0
 
 
 @pytest.mark.slow
