@@ -149,7 +149,8 @@ class Differences {
                Emit emit) {
     const AttentionParams& p = task.p;
     constexpr int WIDTH = VECS * L::COUNT;
-    const int run_k = sum_run(p, p.D), run_v = sum_run(p, p.Dv), j = keys.j0 + panel * PANEL;
+    const int run_k = sum_run(p.dtype, p.D), run_v = sum_run(p.dtype, p.Dv),
+              j = keys.j0 + panel * PANEL;
     // Inline, for g++ takes a function that only prefetches for one that does nothing.
     const auto fetch = [&](int r, int n) __attribute__((always_inline)) {
       fetch_mask(task, scores, first + r, n, j, WIDTH);

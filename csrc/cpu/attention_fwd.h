@@ -22,13 +22,6 @@ constexpr int SMALLEST_BLOCK_ROWS = 96;
 
 constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 
-// Products of dimensions summed before they join the rest (gemm.h). Only f32 shows it: in f64 no
-// one sees it, and 16-bit inputs are rounded much coarser.
-inline int sum_run(const AttentionParams& p, int depth) {
-  constexpr int RUN = 24;
-  return p.dtype == DType::f32 ? RUN : depth;
-}
-
 // Queries [i0, i0 + queries) of every query head of key head hk. Row r is query i0 + r / group of
 // head r % group: neighbors in position, so that a window or the causal diagonal cuts through few
 // panels.

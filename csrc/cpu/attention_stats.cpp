@@ -82,7 +82,7 @@ class Statistics {
     if constexpr (VECS > 1)
       if (keys_.width(j) < WIDTH) return add_panel<VECS - 1>(part, tile, scores, j);
     const AttentionParams& p = tile.p;
-    Gemm<A, VECS>::scores(tile.rows(), p.D, sum_run(p, p.D), tile_.q, keys_.panel(j, p.D),
+    Gemm<A, VECS>::scores(tile.rows(), p.D, sum_run(p.dtype, p.D), tile_.q, keys_.panel(j, p.D),
                           products_);
     if (scores->full(tile.i0, tile.i0 + tile.queries, j, j + WIDTH))
       log2_weights<true>(tile, scores, tile_.log2_sum, j, keys_.end, WIDTH, products_);

@@ -21,34 +21,72 @@ constexpr int PANEL_VECS = 4;
 constexpr int PANEL_VECS = 2;
 #endif
 
+// Sums of products end after so many dimensions (Gemm::scores), which costs a strip 20 cycles where
+// 12 accumulators of 16 registers go to memory to be added there: at D 128, sums of 24 ran at 0.87
+// of the rate of a single one. From four sums on, strips there have half the rows and two sums at a
+// time, at 0.94 (Zen 3; what they read still fits beside the products).
+constexpr bool TWO_SUMS = PANEL_VECS == 2;
+// Only f32 needs it: in f64 no one sees it, and 16-bit inputs are rounded much coarser.
+inline int sum_run(DType dtype, int depth) {
+  return dtype != DType::f32 ? depth : TWO_SUMS && depth >= 128 ? 32 : 24;
+}
+
 // acc += A B, A [ROWS, depth] broadcast number by number, B [depth, VECS vectors] with rows b_row
 // apart.
+template <class L, int ROWS, int VECS, class A, class T>
+ATX_HD void multiply_add(typename L::Float (&acc)[ROWS][VECS], const A* a, int64_t a_row,
+                         const T* b) {
+  typename L::Float x[VECS];
+#pragma GCC unroll 16
+  for (int v = 0; v < VECS; ++v) x[v] = L::load(b + v * L::COUNT);
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    const typename L::Float y = L::all(a[r * a_row]);
+#pragma GCC unroll 16
+    for (int v = 0; v < VECS; ++v) acc[r][v] += y * x[v];
+  }
+}
 template <class L, int ROWS, int VECS, class A, class T>
 ATX_HD void multiply_add(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a, int64_t a_row,
                          int64_t a_col, const T* b, int64_t b_row) {
 #pragma GCC unroll 4
-  for (int d = 0; d < depth; ++d) {
-    typename L::Float x[VECS];
-#pragma GCC unroll 16
-    for (int v = 0; v < VECS; ++v) x[v] = L::load(b + d * b_row + v * L::COUNT);
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      const typename L::Float y = L::all(a[r * a_row + d * a_col]);
-#pragma GCC unroll 16
-      for (int v = 0; v < VECS; ++v) acc[r][v] += y * x[v];
-    }
-  }
+  for (int d = 0; d < depth; ++d) multiply_add<L>(acc, a + d * a_col, a_row, b + d * b_row);
 }
 
+template <class Float, int ROWS, int VECS>
+ATX_HD void clear(Float (&acc)[ROWS][VECS]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < VECS; ++v) acc[r][v] = Float{};
+}
 // acc = A B
 template <class L, int ROWS, int VECS, class A, class T>
 ATX_HD void multiply(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a, int64_t a_row,
                      int64_t a_col, const T* b, int64_t b_row) {
+  clear(acc);
+  multiply_add<L>(acc, depth, a, a_row, a_col, b, b_row);
+}
+// The same as two sums, of the first and of the second half of the depth.
+template <class L, int ROWS, int VECS, class A, class T>
+ATX_HD void multiply_halves(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a,
+                            int64_t a_row, const T* b, int64_t b_row) {
+  const int half = depth / 2;
+  const A* const a2 = a + half;
+  const T* const b2 = b + half * b_row;
+  typename L::Float second[ROWS][VECS];
+  clear(acc);
+  clear(second);
+#pragma GCC unroll 2
+  for (int d = 0; d < half; ++d) {
+    multiply_add<L>(acc, a + d, a_row, b + d * b_row);
+    multiply_add<L>(second, a2 + d, a_row, b2 + d * b_row);
+  }
+  if (depth % 2) multiply_add<L>(second, a2 + half, a_row, b2 + half * b_row);
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-    for (int v = 0; v < VECS; ++v) acc[r][v] = L::all(0);
-  multiply_add<L>(acc, depth, a, a_row, a_col, b, b_row);
+    for (int v = 0; v < VECS; ++v) acc[r][v] += second[r][v];
 }
 
 template <int ROWS, class F>
@@ -80,20 +118,18 @@ struct Gemm {
   // error of a sum grows with its length, and in float this one decides the error of the output,
   // through the rows where one key has most of the weight. Largest and rms error of 16 draws (8
   // heads, S 1024, D 64 and 128): 4.2e-7 and 1.53e-8 with runs of 32, 3.5e-7 and 1.48e-8 with 24,
-  // 4.1e-7 and 1.47e-8 with 22, 3.8e-7 and 1.45e-8 with 16; 16 further draws with 24: 3.1e-7. Runs
-  // of 24 cost nothing on AVX2 and 1 to 2 % on AVX-512, runs of 16 2 to 3 %.
+  // 4.1e-7 and 1.47e-8 with 22, 3.8e-7 and 1.45e-8 with 16; 16 further draws with 24: 3.1e-7. At D
+  // 128 alone 32 are as good: 2.4e-7 and 1.50e-8 in 8 draws, 3.5e-7 and 1.49e-8 with 24. On AVX-512
+  // runs of 24 cost 1 to 2 %, runs of 16 2 to 3 %.
   // fetch(j, n): called ahead of the strip of keys j ... j + n - 1, to ask for what is needed
   // later.
   template <class Fetch = NoFetch>
   static void scores(int keys, int depth, int run, const A* k, const A* qt, A* s,
                      const Fetch& fetch = {}) {
-    int j = 0;
-    for (; j + STRIP_ROWS <= keys; j += STRIP_ROWS) {
-      fetch(j, STRIP_ROWS);
-      score_strip<STRIP_ROWS>(depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
-    }
-    if (j < keys) fetch(j, keys - j);
-    score_rest<STRIP_ROWS - 1>(keys - j, depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
+    if (TWO_SUMS && 4 * run <= depth)
+      score_strips<STRIP_ROWS / 2, true>(keys, depth, 2 * run, k, qt, s, fetch);
+    else
+      score_strips<STRIP_ROWS, false>(keys, depth, run, k, qt, s, fetch);
   }
 
   // ot [Dv, WIDTH] = ot * alpha [WIDTH] + v [keys, Dv]ᵀ pt [keys, WIDTH]
@@ -107,11 +143,26 @@ struct Gemm {
   }
 
  private:
-  template <int ROWS>
+  template <int ROWS, bool HALVES, class Fetch>
+  static void score_strips(int keys, int depth, int run, const A* k, const A* qt, A* s,
+                           const Fetch& fetch) {
+    int j = 0;
+    for (; j + ROWS <= keys; j += ROWS) {
+      fetch(j, ROWS);
+      score_strip<ROWS, HALVES>(depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
+    }
+    if (j < keys) fetch(j, keys - j);
+    score_rest<ROWS - 1, HALVES>(keys - j, depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
+  }
+  template <int ROWS, bool HALVES>
   static void score_strip(int depth, int run, const A* k, const A* qt, A* s) {
     for (int d = 0; d < depth; d += run) {
+      const int n = depth - d < run ? depth - d : run;
       Float acc[ROWS][VECS];
-      multiply<L>(acc, depth - d < run ? depth - d : run, k + d, depth, 1, qt + d * WIDTH, WIDTH);
+      if constexpr (HALVES)
+        multiply_halves<L>(acc, n, k + d, depth, qt + d * WIDTH, WIDTH);
+      else
+        multiply<L>(acc, n, k + d, depth, 1, qt + d * WIDTH, WIDTH);
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
@@ -134,11 +185,11 @@ struct Gemm {
       }
   }
   // The rows that do not fill a strip.
-  template <int ROWS>
+  template <int ROWS, bool HALVES>
   static void score_rest(int rows, int depth, int run, const A* k, const A* qt, A* s) {
     if constexpr (ROWS > 0) {
-      if (rows == ROWS) return score_strip<ROWS>(depth, run, k, qt, s);
-      score_rest<ROWS - 1>(rows, depth, run, k, qt, s);
+      if (rows == ROWS) return score_strip<ROWS, HALVES>(depth, run, k, qt, s);
+      score_rest<ROWS - 1, HALVES>(rows, depth, run, k, qt, s);
     }
   }
   template <int ROWS>

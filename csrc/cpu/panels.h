@@ -164,7 +164,7 @@ class Panels {
     A* const o = o_ + int64_t(row) * p.Dv;
     // Inline, for g++ takes a function that only prefetches for one that does nothing.
     const auto fetch = [this](int, int) __attribute__((always_inline)) { next_tile_.fetch(); };
-    Gemm<A, VECS>::scores(keys, p.D, sum_run(p, p.D), keys_ + int64_t(from - j0) * p.D,
+    Gemm<A, VECS>::scores(keys, p.D, sum_run(p.dtype, p.D), keys_ + int64_t(from - j0) * p.D,
                           q_ + int64_t(row) * p.D, s_, fetch);
     if constexpr (Score::SPARSE) CappedProducts<A>(p).cap(keys * WIDTH, s_);
     if (!Score::LINEAR || !full(scores, task.group, i0, i1, from, from + keys))
