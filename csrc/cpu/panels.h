@@ -29,6 +29,7 @@ class Panels {
  public:
   using Accumulator = A;
   static constexpr int TASK_ROWS = BLOCK_ROWS;
+  static constexpr bool LOOKS_AHEAD = true;
 
   // Arrays for tasks of up to `rows` rows.
   void take(Scratch& scratch, const AttentionParams& p, int rows) {
@@ -45,8 +46,10 @@ class Panels {
     odd_row_ = scratch.take<A>(p.Dv);
   }
 
+  // `after`, if there is one, is the task to come.
   template <class Score>
-  void attend(const Task& task, const Score* scores) {
+  void attend(const Task& task, const Score* scores, const Task* after = nullptr,
+              const Score* after_scores = nullptr) {
     const int i1 = task.i0 + task.queries;
     const auto next = [&](int j) { return next_key(scores, task.group, task.i0, i1, j); };
     const auto end = [&](int j) { return end_before(scores, task.group, task.i0, i1, j); };
@@ -57,10 +60,11 @@ class Panels {
       const int j0 = align_key(j), j1 = end(tile_end(j0));
       then = next(j1);
       load_tile(task, j0, j1);
-      if (then < last) {
-        const int strips = (task.rows() / PANEL + 1) * ((j1 - j0) / STRIP_ROWS + 1);
+      const int strips = (task.rows() / PANEL + 1) * ((j1 - j0) / STRIP_ROWS + 1);
+      if (then < last)
         next_tile_.expect(task, align_key(then), end(tile_end(then)), strips);
-      }
+      else if (after)
+        expect_start(*after, after_scores, strips);
       for (int row = 0; row < task.rows(); row += PANEL)
         panel<PANEL_VECS>(task, scores, row, j0, j1);
     }
@@ -87,6 +91,14 @@ class Panels {
     const int n = task.rows() - row < L::COUNT ? task.rows() - row : L::COUNT;
     for (int l = 0; l < n; ++l) rows[l] = tensor + task.row_offset(stride, row + l);
     return n;
+  }
+
+  template <class Score>
+  void expect_start(const Task& task, const Score* scores, int turns) {
+    const int i1 = task.i0 + task.queries, j = next_key(scores, task.group, task.i0, i1, 0);
+    next_tile_.expect(task, align_key(j), end_before(scores, task.group, task.i0, i1, tile_end(j)),
+                      turns);
+    next_tile_.expect_queries(task, turns);
   }
 
   void load_queries(const Task& task) {

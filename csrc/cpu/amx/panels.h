@@ -38,6 +38,7 @@ class TilePanels {
  public:
   using Accumulator = float;
   static constexpr int TASK_ROWS = TILE_BLOCK_ROWS;
+  static constexpr bool LOOKS_AHEAD = false;
 
   void take(Scratch& scratch, const AttentionParams& p, int rows) {
     depth_ = tiles(p.D, TILE_DEPTH);
