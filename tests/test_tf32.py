@@ -118,6 +118,35 @@ def test_gradients_without_conflicts_or_races(d: int, call):
     assert not conflicts, conflicts
 
 
+# Which keys nobody attends to, which rows attend to none.
+UNSEEN = {
+    "beyond the window": (AttentionCase(window=(3, 4), sq=37, sk=90), slice(41, 90), slice(0)),
+    "masked": (AttentionCase(mask="bool", sq=70), slice(11, 30), slice(33, 36)),
+    "wide": (AttentionCase(mask="bias", softcap=2.0, d=128, dv=96), slice(7, 8), slice(5, 6)),
+}
+
+
+@pytest.mark.parametrize(("case", "keys", "rows"), UNSEEN.values(), ids=UNSEEN.keys())
+def test_nonfinite_values_that_nobody_sees_reach_no_gradient(case, keys, rows):
+    clean = case.inputs(torch.float32)
+    if case.mask:
+        hidden = False if case.mask == "bool" else -torch.inf
+        clean["attn_mask"][..., keys] = clean["attn_mask"][..., rows, :] = hidden
+    dirty = {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in clean.items()}
+    dirty["key"][:, :, keys], dirty["value"][:, :, keys] = torch.nan, torch.inf
+    dirty["query"][:, :, rows] = torch.nan
+    floats = ("query", "key", "value")
+    results = []
+    with simt(), tf32_allowed():
+        for x in (clean, dirty):
+            leaves = {n: x[n].requires_grad_() for n in floats}
+            o = attn_ext.attention(**(x | leaves))
+            results.append(torch.autograd.grad(o.square().sum(), list(leaves.values())))
+    for n, expected, got in zip(floats, *results, strict=True):
+        assert not got[:, :, rows if n == "query" else keys].any(), n
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
 def by_precision(precision):
     torch.set_float32_matmul_precision("high" if precision else "highest")
 
