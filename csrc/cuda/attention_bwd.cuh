@@ -20,6 +20,8 @@
 // - D 32: 5.56 (168), 5.42 (206). 64: 3.69 (222), 3.61 (255). 96: 3.51 (182), 3.55 (230). 128: 3.32
 //   (221), 3.26 (246). 192: 3.15 (216), 3.05 (226), 3.40 (206). 256: 3.25 (225), 3.43 (255), 3.94
 //   (255). Window adds up to 0.15. Q and dO in registers (HELD): 128 had 3.69, 64 had 3.92.
+// - tf32, Window, the turns of its rounding loops counted: D 64: 5.08 (228), 5.55 (248). 128: 6.69
+//   (218), 7.05 (223).
 #pragma once
 #include "csrc/core/kernels.h"
 #include "csrc/cuda/attention_bwd_lane.cuh"
