@@ -16,6 +16,7 @@ from attn_ext import _C, VARIANTS
 from attn_ext.benches import bench_module
 from attn_ext.inspection.command import inspect
 from attn_ext.testing import Backend, Comparison, backends, check, check_gradients
+from attn_ext.testing.tf32 import TF32_VARIANTS
 from attn_ext.variants.record import Case, Variant
 from attn_ext.whole_report import whole_report
 
@@ -136,7 +137,7 @@ def _kernels_table():
 
 @dataclass
 class Tally:
-    """What became of one variant's cases in one dtype on one backend."""
+    """What became of one variant's cases in one dtype, or in tf32, on one backend."""
 
     variant: str
     backend: str
@@ -147,12 +148,14 @@ class Tally:
     failures: list[tuple[str, str]] = field(default_factory=list)  # case, message
     cases: dict[str, Comparison] = field(default_factory=dict)  # those that passed
 
-    def run(self, variant: Variant, case: Case, dtype: torch.dtype, backend: Backend) -> None:
+    def run(
+        self, variant: Variant, case: Case, dtype: torch.dtype, backend: Backend, tf32: bool = False
+    ) -> None:
         """Check one case and count it."""
         try:
-            c = check(variant, case, dtype, backend)
+            c = check(variant, case, dtype, backend, tf32=tf32)
             if not getattr(case, "poison", False):  # nan in, nan out: nothing to compare
-                check_gradients(variant, case, dtype, backend)
+                check_gradients(variant, case, dtype, backend, tf32=tf32)
         except Exception as failure:  # one broken case must not hide the others
             message = str(failure).strip() or "no message"
             self.failures.append((case.name, f"{type(failure).__name__}: {message}"))
@@ -233,21 +236,24 @@ def verify(
 
 def _verify(places: Iterable[Backend], variants: list[Variant], step: int) -> list[Tally]:
     plan = [
-        (variant, backend, dtype)
+        (variant, backend, dtype, tf32)
         for backend in places
         for variant in variants
         for dtype in DTYPES
         if dtype in backend.dtypes
+        for tf32 in (False, True)
+        if not tf32 or (dtype == torch.float32 and backend.tf32 and variant.name in TF32_VARIANTS)
     ]
     tallies = []
     with report.progress() as bar:
         task = bar.add_task("verifying", total=sum(len(v.cases[::step]) for v, *_ in plan))
-        for variant, backend, dtype in plan:
-            tally = Tally(variant.name, backend.name, str(dtype).removeprefix("torch."))
+        for variant, backend, dtype, tf32 in plan:
+            numbers = "tf32" if tf32 else str(dtype).removeprefix("torch.")
+            tally = Tally(variant.name, backend.name, numbers)
             words = f"{tally.variant} {tally.backend} {tally.dtype}"
             bar.update(task, description=words, refresh=True)
             for case in variant.cases[::step]:
-                tally.run(variant, case, dtype, backend)
+                tally.run(variant, case, dtype, backend, tf32)
                 bar.update(task, advance=1, refresh=True)
             tallies.append(tally)
     return tallies

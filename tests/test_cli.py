@@ -85,6 +85,16 @@ def test_verify_ends_in_a_verdict(tmp_path):
 
 
 @pytest.mark.usefixtures("few_cases")
+def test_verify_has_tf32_where_there_are_tensor_cores(tmp_path):
+    path = tmp_path / "r.json"
+    result = CliRunner().invoke(main, ["verify", "--emulator", "--report", str(path)])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(path.read_text())["results"]
+    others = {row["backend"] for row in rows if not row["backend"].startswith("cpu-")}
+    assert {row["backend"] for row in rows if row["dtype"] == "tf32"} == others >= {"simt"}
+
+
+@pytest.mark.usefixtures("few_cases")
 def test_verify_names_what_fails(monkeypatch: pytest.MonkeyPatch, tmp_path):
     right = VARIANTS["attention"]
 

@@ -26,6 +26,11 @@ class Backend:
     device: str = "cpu"
     dtypes: tuple[torch.dtype, ...] = (torch.float64, *CUDA_DTYPES)
 
+    @property
+    def tf32(self) -> bool:
+        """Whether float32 may be multiplied in tf32 there."""
+        return not self.name.startswith("cpu-")
+
     def put(self, x: Any) -> Any:
         """Return x with its tensors and block masks on the device; x may be a dict or a tuple.
 

@@ -11,6 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# The records of the ops that have such kernels; other variants are made of these.
+TF32_VARIANTS = (
+    "attention",
+    "varlen_attention",
+    "block_sparse_attention",
+    "forgetting_attention",
+)
+
 _PRODUCTS = {
     torch.ops.aten.mm.default,
     torch.ops.aten.bmm.default,

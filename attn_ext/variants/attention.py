@@ -97,9 +97,10 @@ def attention(
         composition.
 
         On CUDA, float32 products are exact unless torch's matmul precision says otherwise
-        (`torch.set_float32_matmul_precision`, `torch.backends.cuda.matmul`): O and lse then come
-        from tensor cores, with operands rounded to tf32. Gradients, statistics, and calls of so few
-        queries that their keys are split stay exact.
+        (`torch.set_float32_matmul_precision`, `torch.backends.cuda.matmul`): O, lse and, for D and
+        Dv of at most 128, gradients then come from tensor cores, with operands rounded to tf32.
+        Statistics, gradients of wider heads, and the forward of so few queries that their keys are
+        split stay exact.
 
         Differentiable in query, key, value, a float attn_mask, alibi_slopes and sinks, through O
         and lse; the backward has the same properties, with O(Sq) memory beyond the gradients. Rows

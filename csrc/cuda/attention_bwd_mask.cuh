@@ -69,6 +69,13 @@ struct MaskSum {
     simt::cp_async_commit();
     simt::cp_async_wait<0>();
     simt::sync();  // the tiles have landed for every thread
+    if constexpr (std::is_same_v<T, tf32>) {
+      round_chunks<THREADS>(smem.own[0]);
+      round_chunks<THREADS>(smem.own[1]);
+      round_chunks<THREADS>(smem.other[0]);
+      round_chunks<THREADS>(smem.other[1]);
+      simt::sync();  // every warp reads what all threads have rounded
+    }
     typename Engine::Products x = {}, d = {};
     engine.template multiply<0, 2>(x, 0);
     engine.template multiply<1, 2>(d, 1);
@@ -162,7 +169,7 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
 template <class T>
 Status launch_attention_bwd_mask(const AttentionBwdParams& p, const Exec& exec) {
   using Score = General<float>;
-  return with_head_dim(p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) {
+  return with_bwd_dim<T>(p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) {
     using Engine = typename BwdEngines<T, Score>::template Engine<D, Pass::MASK>;
     using Tile = typename Engine::Tile;
     const MaskCells cells(p, Tile::BLOCK, Tile::STEP);

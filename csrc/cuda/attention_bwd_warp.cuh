@@ -1,6 +1,6 @@
-// The products of a backward pass on tensor cores, for bf16 and f16: a warp's view of its block.
-// It owns 16 M rows of the block, with no exchange between warps: what the first products leave in
-// C registers, for each pair of a row and a partner, is the A operand of the second.
+// The products of a backward pass on tensor cores, for bf16, f16 and tf32: a warp's view of its
+// block. It owns 16 M rows of the block, with no exchange between warps: what the first products
+// leave in C registers, for each pair of a row and a partner, is the A operand of the second.
 //
 // - lane: the pairs of fragment.h's C layout; row r of ROWS and column c of COLS of its own grid
 #pragma once
@@ -14,7 +14,7 @@ struct BwdWarp {
   using Tile = Tile_;
   using T = typename Tile::T;
   static constexpr int M = Tile::M, D = Tile::D, STEP = Tile::STEP, HELD = Tile::HELD;
-  static constexpr int ROWS = 2 * M, COLS = STEP / 4;
+  static constexpr int K = K_STEP<T>, ROWS = 2 * M, COLS = STEP / 4;
 
   struct Smem {
     SmemTile<T, Tile::BLOCK, D> own[2];  // at the end, their gradients on the way out
@@ -28,10 +28,10 @@ struct BwdWarp {
   using Sums = float[M][D / 8][4];
 
   Smem& smem;
-  uint32_t held[HELD ? HELD : 1][D / 16][M][4];  // own[0 ... HELD) as A operands
+  uint32_t held[HELD ? HELD : 1][D / K][M][4];  // own[0 ... HELD) as A operands
   const FragmentAddress<OwnTile> own;
   const FragmentAddress<OtherTile, Order::ACROSS> across;
-  const FragmentAddress<OtherTile> down;
+  const DownAddress<OtherTile> down;
 
   __device__ __forceinline__ explicit BwdWarp(Smem& smem)
       : smem(smem),
@@ -63,10 +63,9 @@ struct BwdWarp {
 #pragma unroll
     for (int a = 0; a < HELD; ++a) {
 #pragma unroll
-      for (int k = 0; k < D / 16; ++k) {
+      for (int k = 0; k < D / K; ++k) {
 #pragma unroll
-        for (int m = 0; m < M; ++m)
-          simt::ldmatrix_x4(held[a][k][m], own.here(a).at(m * 16, k * 16));
+        for (int m = 0; m < M; ++m) simt::ldmatrix_x4(held[a][k][m], own.here(a).at(m * 16, k * K));
       }
     }
   }
@@ -77,35 +76,29 @@ struct BwdWarp {
     const auto partners = across.here(b);
     if constexpr (OWN < HELD) {
 #pragma unroll
-      for (int k = 0; k < D / 16; ++k) multiply_nt(s, held[OWN][k], partners, k * 16);
+      for (int k = 0; k < D / K; ++k) multiply_nt(s, held[OWN][k], partners, k * K);
     } else {
       const auto rows = own.here(OWN);
 #pragma unroll UNROLL
-      for (int k = 0; k < D / 16; ++k) {
+      for (int k = 0; k < D / K; ++k) {
         uint32_t fragment[M][4];
 #pragma unroll
-        for (int m = 0; m < M; ++m) simt::ldmatrix_x4(fragment[m], rows.at(m * 16, k * 16));
-        multiply_nt(s, fragment, partners, k * 16);
+        for (int m = 0; m < M; ++m) simt::ldmatrix_x4(fragment[m], rows.at(m * 16, k * K));
+        multiply_nt(s, fragment, partners, k * K);
       }
     }
   }
 
   // Weights as A operands.
   struct Weights {
-    uint32_t packed[STEP / 16][M][4];
+    uint32_t packed[STEP / K][M][4];
   };
   __device__ __forceinline__ Weights hand_over(const Products& s) const {
     Weights weights;
 #pragma unroll
-    for (int k = 0; k < STEP / 16; ++k) {
+    for (int k = 0; k < STEP / K; ++k) {
 #pragma unroll
-      for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* pair = &s[m][2 * k + i / 2][i % 2 * 2];
-          weights.packed[k][m][i] = simt::pack2<T>(pair[0], pair[1]);
-        }
-      }
+      for (int m = 0; m < M; ++m) to_operand<T>(weights.packed[k][m], s[m], k);
     }
     return weights;
   }
@@ -114,7 +107,7 @@ struct BwdWarp {
   __device__ __forceinline__ void accumulate(Sums& sums, const Weights& weights, int b) const {
     const auto partners = down.here(b);
 #pragma unroll
-    for (int k = 0; k < STEP / 16; ++k) multiply_nn(sums, weights.packed[k], partners, k * 16);
+    for (int k = 0; k < STEP / K; ++k) multiply_nn(sums, weights.packed[k], partners, k * K);
   }
 
   // The same where other[b] holds nan or inf, which must not reach rows whose weight is 0: on FMA
@@ -129,38 +122,57 @@ struct BwdWarp {
         uint32_t mine = 0;
 #pragma unroll
         for (int n = 0; n < STEP / 8; ++n)
-          mine |= weights.packed[n / 2][r / 2][n % 2 * 2 + r % 2] & (n == j / 8 ? ~0u : 0u);
+          mine |= word_of(weights, r, n, j) & (n == j / 8 ? ~0u : 0u);
         weight[r] = element(simt::shfl(mine, lane() / 4 * 4 + j % 8 / 2), j % 2);
       }
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) {
-        const uint32_t pair = reinterpret_cast<uint32_t&>(smem.other[b].chunk(j, n)[col(0)]);
+        const Summands pair = summands(smem.other[b], j, n);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
 #pragma unroll
           for (int r = 0; r < ROWS; ++r) {
             float& sum = sums[r / 2][n][r % 2 * 2 + e];
-            sum = weight[r] == 0.f ? sum : fmaf(weight[r], element(pair, e), sum);
+            sum = weight[r] == 0.f ? sum : fmaf(weight[r], element(pair.word[e % WORDS], e), sum);
           }
         }
       }
     }
   }
-  __device__ __forceinline__ static float element(uint32_t pair, int i) {
-    return to_float(T{uint16_t(pair >> 16 * i)});
+  // Of row r and the n-th eight partners, the word that holds j's weight in one lane of four.
+  __device__ __forceinline__ static uint32_t word_of(const Weights& weights, int r, int n, int j) {
+    if constexpr (sizeof(T) == 2) {
+      return weights.packed[n / 2][r / 2][n % 2 * 2 + r % 2];
+    } else {
+      const uint32_t (&words)[4] = weights.packed[n][r / 2];
+      return j % 2 ? words[2 + r % 2] : words[r % 2];
+    }
+  }
+  // Element i of a word, which in tf32 is one.
+  __device__ __forceinline__ static float element(uint32_t word, int i) {
+    if constexpr (sizeof(T) == 2)
+      return to_float(T{uint16_t(word >> 16 * i)});
+    else
+      return to_float(T{word});
+  }
+  // What row j of the other has in the two columns of this lane's n-th sums.
+  static constexpr int WORDS = int(sizeof(T)) / 2;
+  struct Summands {
+    uint32_t word[WORDS];
+  };
+  __device__ __forceinline__ static Summands summands(OtherTile& other, int j, int n) {
+    if constexpr (sizeof(T) == 2) {
+      return {reinterpret_cast<uint32_t&>(other.chunk(j, n)[col(0)])};
+    } else {
+      const auto at = [&](int e) { return other.chunk(j, n / 4 * 8 + col(e))[n % 4].bits; };
+      return {at(0), at(1)};
+    }
   }
 
   // This warp's rows of own[a] ← factor · sums.
   __device__ __forceinline__ void finish(const Sums& sums, float factor, int a) const {
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-#pragma unroll
-      for (int n = 0; n < D / 8; ++n) {
-        const float* pair = &sums[r / 2][n][r % 2 * 2];
-        reinterpret_cast<uint32_t&>(smem.own[a].at(row(r), n * 8 + col(0))) =
-            simt::pack2<T>(pair[0] * factor, pair[1] * factor);
-      }
-    }
+    for (int r = 0; r < ROWS; ++r) store_sums(smem.own[a], row(r), sums[r / 2], r % 2, factor);
   }
 };
 

@@ -2,6 +2,8 @@
 // dimension and the score policy, for few queries at the lengths of a dense call, never at the
 // batch, so that a row's bits do not depend on what it is batched with.
 #pragma once
+#include <type_traits>
+
 #include "csrc/core/numeric.h"
 #include "csrc/core/params.h"
 
@@ -197,6 +199,7 @@ struct BwdTile {
   static constexpr int HELD = PASS != Pass::Q || !WIDE || D > 128 ? 0 : D == 64 ? 1 : 2;
   // The largest block, of D 256, takes 96 KB of the 99 that sm_86 has.
   static constexpr int STEP = D <= 192 ? 32 : 16;
+  static constexpr int UNROLL = D / 16;  // products of a plain tile: all of them
   static constexpr int SHARED_BYTES =
       2 * (BLOCK + STAGES * STEP) * D * 2 + STAGES * STEP * 8;  // 8: a row's log-sum-exp and delta
 };
@@ -207,12 +210,42 @@ constexpr bool splits_keys_pass(int d) {
   return sizeof(T) == 2 && d > 128;
 }
 
+// Tensor cores (f32 that may be rounded to tf32): the same in words, of at most so many dimensions.
+// Of more, rows in words and both sums are too much for a block; FMA units take those.
+constexpr int MOST_TF32_BWD_DIM = 128;
+template <int D_, Pass PASS_, bool WIDE>
+struct Tf32BwdTile {
+  using T = tf32;
+  static constexpr Pass PASS = PASS_;
+  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
+  static constexpr int M = WIDE && D <= 64 ? 2 : 1;
+  static constexpr int BLOCK = 16 * M * WARPS;
+  static constexpr int HELD = PASS == Pass::Q && WIDE && D == 128 ? 1 : 0;
+  // Where 32 rows have both sums, more partners spilled 68 bytes. The largest block, of D 128,
+  // takes 97 KB of the 99 that sm_86 has.
+  static constexpr int STEP = D <= 64 && !(M == 2 && PASS == Pass::KV) ? 32 : 16;
+  // Products of a plain tile that are unrolled: all 16 of D 128 spilled, beside both sums.
+  static constexpr int UNROLL = PASS == Pass::Q ? D / 8 : 8;
+  static constexpr int SHARED_BYTES =
+      2 * (BLOCK + STAGES * STEP) * D * 4 + (STAGES * STEP * 8 + 127) / 128 * 128;
+};
+
+// The head dimensions that the backward of T is compiled for.
+template <class T, class Use>
+constexpr auto with_bwd_dim(int d, Use use) {
+  if constexpr (std::is_same_v<T, tf32>)
+    return d <= 64 ? use(HeadDim<64>{}) : use(HeadDim<MOST_TF32_BWD_DIM>{});
+  else
+    return with_head_dim(d, use);
+}
+
 // FMA units (f32). A lane multiplies BLOCK / 8 rows with STEP / 16.
 template <int D_, Pass PASS_>
 struct F32BwdTile {
   using T = float;
   static constexpr Pass PASS = PASS_;
   static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 1, HELD = 0;
+  static constexpr int UNROLL = 1;
   // As many products per value read from shared memory as fit the 99 KB that a block may have on
   // sm_86.
   static constexpr int BLOCK = D <= 64 ? 64 : 32, STEP = D <= 128 ? 32 : 16;
