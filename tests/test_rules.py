@@ -121,7 +121,9 @@ def test_targets_keep_to_their_own_namespace_and_run_nothing_when_loaded(tmp_pat
                 "DW.ref."
             ):  # data: where the unwinder finds its routine
                 continue
-            assert not match or f"atx::{target}::" in match[2], f"{wrapper}: {line}"
+            # binutils leaves some lambdas' names as the compiler writes them
+            own = (f"atx::{target}::", f"_ZN3atx{len(target)}{target}")
+            assert not match or any(x in match[2] for x in own), f"{wrapper}: {line}"
             # an initializer would run, with this target's instructions, wherever the library loads
             assert "_GLOBAL__" not in line, f"{wrapper}: {line}"
 
