@@ -24,7 +24,7 @@ constexpr int PANEL_VECS = 2;
 // Sums of products end after so many dimensions (Gemm::scores), which costs a strip 20 cycles where
 // 12 accumulators of 16 registers go to memory to be added there: at D 128, sums of 24 ran at 0.87
 // of the rate of a single one. From four sums on, strips there have half the rows and two sums at a
-// time, at 0.94 (Zen 3; what they read still fits beside the products).
+// time, at 0.92 to 0.94 (Zen 3; what they read still fits beside the products).
 constexpr bool TWO_SUMS = PANEL_VECS == 2;
 // Only f32 needs it: in f64 no one sees it, and 16-bit inputs are rounded much coarser.
 inline int sum_run(DType dtype, int depth) {

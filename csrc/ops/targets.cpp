@@ -89,12 +89,12 @@ Kernels on_avx512(const Kernels& tiles) {
 
 const std::vector<Row>& cpu_rows() {
 #if defined(__x86_64__)
-  static const Kernels amx_f16 = on_avx512(amx::kernels_f16), amx = on_avx512(amx::kernels);
+  static const Kernels tiles_f16 = on_avx512(amx::kernels_f16), tiles = on_avx512(amx::kernels);
 #endif
   static const std::vector<Row> rows = {
 #if defined(__x86_64__)
-      {&amx_f16, runs_amx_fp16()},
-      {&amx, runs_amx()},
+      {&tiles_f16, runs_amx_fp16()},
+      {&tiles, runs_amx()},
       {&avx512::kernels, runs_avx512()},
       {&avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                            __builtin_cpu_supports("f16c")},
