@@ -25,10 +25,10 @@ def test_registers_are_the_table_s():
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", GUIDE, re.M)
     assert [int(d) for d, _ in rows] == [32, 64, 96, 128, 192, 256]
     for d, cells in rows:
-        backward = "attention_bwd<BwdWarp<BwdTile<bf16, {}, Pass::{}, true>>, Full<float>>"
+        backward = "attention_bwd<BwdWarp<BwdTile<bf16, {}, Pass::{}, true>>, Window<float>>"
         keys = ("KV",) if int(d) <= 128 else ("K", "V")
         kernels = [
-            [f"attention_fwd<FwdTile<bf16, {d}, true>, Full<float>>"],
+            [f"attention_fwd<FwdTile<bf16, {d}, true>, Window<float>>"],
             [backward.format(d, "Q")],
             [backward.format(d, p) for p in keys],
         ]

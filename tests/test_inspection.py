@@ -33,25 +33,23 @@ from attn_ext.testing.ptx import ptx_available
 from attn_ext.testing.simt import Counter
 
 A100, A10, L4, H100 = GPUS
-# Head dimension and policy: "4Full" or "6Window".
+# By head dimension.
 FORWARD = (
-    "_ZN3atx4simt13attention_fwdINS0_7FwdTileINS_4bf16ELi{}ELb1EEENS0_{}IfEEEEv"
+    "_ZN3atx4simt13attention_fwdINS0_7FwdTileINS_4bf16ELi{}ELb1EEENS0_6WindowIfEEEEv"
     "NS_15AttentionParamsE"
 )
 BACKWARD = {
     work: "_ZN3atx4simt13attention_bwdINS0_7BwdWarpINS0_7BwdTileINS_4bf16ELi{}ELNS0_4PassE"
     + f"{code}ELb1EEEEE"
-    + "NS0_{}IfEEEEvNS_18AttentionBwdParamsE"
+    + "NS0_6WindowIfEEEEvNS_18AttentionBwdParamsE"
     for work, code in [("dQ", 0), ("dK, dV", 3)]
 }
 
 
 def test_labels_name_the_pass():
-    assert (
-        label(FORWARD.format(64, "4Full")) == "attention_fwd<FwdTile<bf16, 64, true>, Full<float>>"
-    )
-    assert label(BACKWARD["dK, dV"].format(64, "4Full")) == (
-        "attention_bwd<BwdWarp<BwdTile<bf16, 64, Pass::KV, true>>, Full<float>>"
+    assert label(FORWARD.format(64)) == "attention_fwd<FwdTile<bf16, 64, true>, Window<float>>"
+    assert label(BACKWARD["dK, dV"].format(64)) == (
+        "attention_bwd<BwdWarp<BwdTile<bf16, 64, Pass::KV, true>>, Window<float>>"
     )
 
 
@@ -164,7 +162,7 @@ def test_launches_are_the_catalogue_s():
         k
         for k in _C.kernels()
         if (k["target"], k["family"], k["dtype"], k["score"], k["head_dim"])
-        == ("simt", "attention_fwd", "bfloat16", "full", 128)
+        == ("simt", "attention_fwd", "bfloat16", "window", 128)
     ]
     assert launch.grid == 512 // row["block_q"] and launch.threads == row["threads"]
     assert launch.shared_bytes == row["shared_bytes"]
@@ -172,13 +170,13 @@ def test_launches_are_the_catalogue_s():
 
 
 def test_what_does_not_exist_is_refused():
-    for words in (["attention_stats", "--score", "blocks"], ["merge_states", "--score", "window"]):
+    for words in (["attention_stats", "--score", "blocks"], ["merge_states", "--score", "general"]):
         result = CliRunner().invoke(main, ["inspect", *words])
         assert result.exit_code == 2 and words[0] in result.output
 
 
 def test_summary_sets_requests_against_the_least():
-    name, problem = FORWARD.format(64, "4Full"), Problem("attention_fwd", seq=128)
+    name, problem = FORWARD.format(64), Problem("attention_fwd", seq=128)
     counters = [
         Counter(name, "tile.cuh:1", "tensor", "multiply", 0, 1100, 1100, 1100),
         Counter(name, "tile.cuh:2", "global", "read", 16, 10, 160, 160),
@@ -195,25 +193,19 @@ def test_summary_sets_requests_against_the_least():
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 @pytest.mark.skipif(disassembler() is None, reason="nvdisasm is not installed")
 @pytest.mark.parametrize(
-    ("work", "head_dim", "causal", "most"),
+    ("work", "head_dim", "most"),
     [
-        ("forward", 64, False, 4.8),  # FlashAttention-2 has 6.25
-        ("forward", 64, True, 4.8),
-        ("forward", 128, False, 3.8),  # 4.62
-        ("forward", 128, True, 3.8),
-        ("dK, dV", 64, False, 4.2),  # 4.46 of the pass that has them all
-        ("dK, dV", 64, True, 4.6),  # 5.01
-        ("dK, dV", 128, False, 3.4),  # 3.67
-        ("dK, dV", 128, True, 3.7),  # 3.95
-        ("dQ", 64, False, 4.2),
-        ("dQ", 64, True, 4.6),
-        ("dQ", 128, False, 3.4),
-        ("dQ", 128, True, 3.7),
+        ("forward", 64, 4.8),  # FlashAttention-2 has 6.25
+        ("forward", 128, 3.8),  # 4.62
+        ("dK, dV", 64, 4.2),  # 4.46 of the pass that has them all
+        ("dK, dV", 128, 3.4),  # 3.67
+        ("dQ", 64, 4.2),
+        ("dQ", 128, 3.4),
     ],
 )
-def test_instructions_per_tensor_core_instruction(work, head_dim, causal, most):
+def test_instructions_per_tensor_core_instruction(work, head_dim, most):
     template = FORWARD if work == "forward" else BACKWARD[work]
-    kernel = template.format(head_dim, "6Window" if causal else "4Full")
+    kernel = template.format(head_dim)
     for arch in ("sm_80", "sm_90a"):
         cubin, resources = compile_kernel(kernel, arch)
         assert resources.registers == read_table().registers[label(kernel)][arch]

@@ -33,7 +33,10 @@ report = bench_module("report")
 @click.argument("family", type=click.Choice(FAMILIES))
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True)
 @click.option("--head-dim", type=click.IntRange(1, 256), default=64, show_default=True)
-@click.option("--score", type=click.Choice(list(SCORES)), default="full", show_default=True)
+@click.option("--score", type=click.Choice(list(SCORES)), default="window", show_default=True)
+@click.option(
+    "--causal", is_flag=True, help="Keys up to a query's own place; always under a block mask."
+)
 @click.option(
     "--seq",
     type=click.IntRange(64),
@@ -48,7 +51,9 @@ report = bench_module("report")
     show_default=True,
     help="Who runs the call and counts: the emulator the source, ptxrun what nvcc made of it.",
 )
-def inspect(family: str, dtype: str, head_dim: int, score: str, seq: int, requests: str) -> None:
+def inspect(
+    family: str, dtype: str, head_dim: int, score: str, causal: bool, seq: int, requests: str
+) -> None:
     """Show what is known of the CUDA kernels of FAMILY without a GPU.
 
     \b
@@ -58,7 +63,7 @@ def inspect(family: str, dtype: str, head_dim: int, score: str, seq: int, reques
 
     The first use builds the emulator, for minutes. Nothing here is a time.
     """
-    problem = Problem(family, getattr(torch, dtype), head_dim, score, seq)
+    problem = Problem(family, getattr(torch, dtype), head_dim, score, seq, causal)
     reason = problem.reason()
     if reason is not None:
         raise click.UsageError(reason)

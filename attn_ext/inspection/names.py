@@ -32,8 +32,8 @@ def demangle(mangled: str) -> str:
 def label(mangled: str) -> str:
     """Return a kernel's name and template arguments, the same for every target.
 
-    >>> label("_ZN3atx3gpu13attention_fwdINS0_7FwdTileINS_4bf16ELi64ELb1EEENS0_4FullIfEEEEvi")
-    'attention_fwd<FwdTile<bf16, 64, true>, Full<float>>'
+    >>> label("_ZN3atx3gpu13attention_fwdINS0_7FwdTileINS_4bf16ELi64ELb1EEENS0_6WindowIfEEEEvi")
+    'attention_fwd<FwdTile<bf16, 64, true>, Window<float>>'
     """
     text = demangle(mangled).removeprefix("void ")
     text = text[: text.rindex("(")]

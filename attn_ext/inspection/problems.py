@@ -19,7 +19,7 @@ LISTED_FAMILIES = ("topk_attention_fwd", "topk_attention_bwd")
 FAMILIES = (*DENSE_FAMILIES, *LISTED_FAMILIES, "merge_states")
 # What each score policy is asked for with.
 SCORES = {
-    "full": {}, "window": {"is_causal": True}, "general": {"softcap": 30.0},
+    "window": {}, "general": {"softcap": 30.0},
     "blocks": {}, "general_blocks": {"softcap": 30.0},
 }  # fmt: skip
 UNDER_BLOCK_MASKS = ("blocks", "general_blocks")
@@ -33,13 +33,14 @@ class Problem:
     family: str
     dtype: torch.dtype = torch.bfloat16
     head_dim: int = 64
-    score: str = "full"
+    score: str = "window"
     seq: int = 256
+    is_causal: bool = False
 
     @property
     def causal(self) -> bool:
         """Whether a query sees the keys up to its own place only."""
-        return self.score in ("window", *UNDER_BLOCK_MASKS)
+        return self.is_causal or self.score in UNDER_BLOCK_MASKS
 
     @property
     def pairs(self) -> int:
@@ -52,7 +53,7 @@ class Problem:
         """Return None if there are such kernels, else why there are none."""
         if self.family == "attention_stats" and self.score in UNDER_BLOCK_MASKS:
             return f"attention_stats has no kernels of policy {self.score}"
-        if self.family not in DENSE_FAMILIES and self.score != "full":
+        if self.family not in DENSE_FAMILIES and self.score != "window":
             return f"{self.family} has no score policies"
         return None
 
@@ -65,7 +66,9 @@ class Problem:
             lse = torch.zeros(shape[:-1])
             return lambda: merge_states(q, lse, k, lse)
         if self.family == "attention_stats":
-            _, lse = attention(q, k, v, return_lse=True, **SCORES[self.score])
+            _, lse = attention(
+                q, k, v, return_lse=True, is_causal=self.causal, **SCORES[self.score]
+            )
             options = {"window": (-1, 0 if self.causal else -1), "bottom_right": False}
             options |= {"softcap": SCORES[self.score].get("softcap", 0.0)}
             scale = default_scale(q)
@@ -83,4 +86,4 @@ class Problem:
         if self.score in UNDER_BLOCK_MASKS:
             mask = masks.causal(self.seq, self.seq)
             return block_sparse_attention(q, k, v, mask, **SCORES[self.score])
-        return attention(q, k, v, **SCORES[self.score])
+        return attention(q, k, v, is_causal=self.is_causal, **SCORES[self.score])

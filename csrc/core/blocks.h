@@ -54,13 +54,13 @@ struct Bitmap {
 };
 
 template <class A>
-struct Blocks : Full<A> {
+struct Blocks : Linear<A> {
   static constexpr bool SPARSE = true;
   const AttentionParams* p;  // not copied: on a GPU it costs no registers
   int plane;
 
   ATX_HD Blocks(const AttentionParams& p, const Sequence& s, int b, int h)
-      : Full<A>(p, s, b, h), p(&p), plane(int(b * p.blocks.batch + h * p.blocks.head)) {}
+      : Linear<A>(p, s), p(&p), plane(int(b * p.blocks.batch + h * p.blocks.head)) {}
 
   ATX_HD int next_key(int i0, int i1, int j) const { return key_blocks(i0, i1).first(j, p->Sk); }
   ATX_HD int end_before(int i0, int i1, int j) const {

@@ -25,24 +25,14 @@ ATX_HD int clamp_position(int64_t x) {
   return int(x < -MAX_LENGTH ? -MAX_LENGTH : x > MAX_LENGTH ? MAX_LENGTH : x);
 }
 
-// Every key of the sequence.
+// What linear policies share: keys of the sequence, and a factor.
 template <class A>
-struct Full {
+struct Linear {
   static constexpr bool LINEAR = true, SPARSE = false;
   int sk;
   A scale;
 
-  ATX_HD Full(const AttentionParams& p, const Sequence& s, int, int)
-      : sk(s.sk), scale(A(p.scale)) {}
-  ATX_HD int kv_begin(int, int) const { return 0; }
-  ATX_HD int kv_end(int, int) const { return sk; }
-  ATX_HD int next_key(int, int, int j) const { return j; }
-  ATX_HD int end_before(int, int, int j) const { return j < sk ? j : sk; }
-  ATX_HD bool full(int, int, int, int j1) const { return j1 <= sk; }
-  template <class L>
-  ATX_HD typename L::Bool keep(int, int j, int) const {
-    return L::less(L::positions(j), sk);
-  }
+  ATX_HD Linear(const AttentionParams& p, const Sequence& s) : sk(s.sk), scale(A(p.scale)) {}
   template <class L>
   ATX_HD typename L::Float score(typename L::Float s, int, int, int) const {
     return s * scale;
@@ -53,15 +43,17 @@ struct Full {
   }
 };
 
-// Keys within a distance of the diagonal, i + lo <= j <= i + hi. Causal is hi = offset, lo = -inf.
+// Keys within a distance of the diagonal, i + lo <= j <= i + hi. Causal is hi = offset, lo = -inf;
+// without a window, the distances are longer than any sequence. Kernels look at the bounds once per
+// tile, and treat alike all tiles that are kept whole, so there is no policy for all keys.
 template <class A>
-struct Window : Full<A> {
-  using Full<A>::sk;
+struct Window : Linear<A> {
+  using Linear<A>::sk;
   int offset;  // diagonal: query i is level with key i + offset
   int lo, hi;
 
-  ATX_HD Window(const AttentionParams& p, const Sequence& s, int b, int h)
-      : Full<A>(p, s, b, h),
+  ATX_HD Window(const AttentionParams& p, const Sequence& s, int, int)
+      : Linear<A>(p, s),
         offset(p.bottom_right ? s.sk - s.sq : 0),
         lo(p.window_left == NO_WINDOW ? -MAX_LENGTH
                                       : clamp_position(int64_t(offset) - p.window_left)),
@@ -101,7 +93,7 @@ ATX_HD int size_of(DType t) {
 // mask, in that order.
 template <class A>
 struct General : Window<A> {
-  using Full<A>::scale;
+  using Linear<A>::scale;
   static constexpr bool LINEAR = false;
   A softcap, slope;
   int level;  // ALiBi's distance is |i + level - j|, always from the bottom-right corner (as
@@ -177,15 +169,13 @@ struct General : Window<A> {
 };
 
 // The narrowest policy that says what the params say: the fewer hooks, the faster the kernel.
-// Blocks: blocks.h. CPU kernels serve Full with Window, whose bounds they look at once per tile:
-// one policy less to compile.
-enum class ScoreId { Full, Window, General, Blocks };
+// Blocks: blocks.h.
+enum class ScoreId { Window, General, Blocks };
 ATX_HD ScoreId score_id(const AttentionParams& p) {
   if (p.blocks.visited) return ScoreId::Blocks;
-  if (p.softcap != 0 || p.alibi_slopes.data || p.forgetting.sums || p.mask.data)
-    return ScoreId::General;
-  return p.window_left == NO_WINDOW && p.window_right == NO_WINDOW ? ScoreId::Full
-                                                                   : ScoreId::Window;
+  return p.softcap != 0 || p.alibi_slopes.data || p.forgetting.sums || p.mask.data
+             ? ScoreId::General
+             : ScoreId::Window;
 }
 
 }  // namespace atx::ATX_TARGET

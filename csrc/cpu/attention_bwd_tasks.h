@@ -126,7 +126,6 @@ void run_by_score(const AttentionBwdParams& p, const Exec& exec) {
     }
   });
   switch (score_id(f)) {
-    case ScoreId::Full:
     case ScoreId::Window:
       run<Gradients, Window<A>>(p, exec);
       break;

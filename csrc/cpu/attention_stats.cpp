@@ -168,7 +168,6 @@ void run(const AttentionStatsParams& p, const Exec& exec) {
 template <class A>
 void by_score(const AttentionStatsParams& p, const Exec& exec) {
   switch (score_id(p.fwd)) {
-    case ScoreId::Full:
     case ScoreId::Window:
       return run<A, Window<A>>(p, exec);
     default:

@@ -13,11 +13,10 @@
 namespace atx::ATX_TARGET {
 
 constexpr KernelInfo CATALOGUE[] = {
-    {"attention_fwd", "f64 f32 f16 bf16", "Full Window General", 576, BLOCK_ROWS, BLOCK_KV, 1, 0},
-    {"attention_bwd", "f64 f32 f16 bf16", "Full Window General", 576, BWD_TILE_ROWS, BWD_BLOCK_KV,
+    {"attention_fwd", "f64 f32 f16 bf16", "Window General", 576, BLOCK_ROWS, BLOCK_KV, 1, 0},
+    {"attention_bwd", "f64 f32 f16 bf16", "Window General", 576, BWD_TILE_ROWS, BWD_BLOCK_KV, 1, 0},
+    {"attention_stats", "f64 f32 f16 bf16", "Window General", 576, STATS_TILE_ROWS, STATS_BLOCK_KV,
      1, 0},
-    {"attention_stats", "f64 f32 f16 bf16", "Full Window General", 576, STATS_TILE_ROWS,
-     STATS_BLOCK_KV, 1, 0},
     {"topk_attention_fwd", "f64 f32 f16 bf16", "lists", 576, 1, LISTED_BLOCK, 1, 0},
     {"topk_attention_bwd", "f64 f32 f16 bf16", "lists", 576, 1, LISTED_BLOCK, 1, 0}};
 

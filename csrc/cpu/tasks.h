@@ -108,7 +108,6 @@ void run_by_score(const AttentionParams& p, const Exec& exec) {
   // A scale that is not positive would turn the maximum of the raw scores around; General
   // multiplies before it.
   switch (p.scale > 0 || p.blocks.visited ? score_id(p) : ScoreId::General) {
-    case ScoreId::Full:
     case ScoreId::Window:
       return run<Many, FewRows, Window<A>>(p, exec);
     case ScoreId::General:

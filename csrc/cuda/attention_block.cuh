@@ -66,14 +66,6 @@ __device__ __forceinline__ float masked_product(const Score& score, float x, int
   return j < score.sk && score.template keep<OneLane<float>>(i, j, 1) ? x : -INFINITY;
 }
 
-// The logit of the product x of query i and key j, in a tile that General calls full.
-template <class Score>
-__device__ __forceinline__ float full_logit(const Score& score, float x, int i, int j) {
-  Score without_mask = score;  // a policy with a mask calls no tile full: spare the question
-  if (!score.forgets()) without_mask.mask.data = nullptr;
-  return without_mask.template score<OneLane<float>>(x, i, j, 1);
-}
-
 // The exponential of a row's logits: weights are 2^exponent(x), counted from a base that is near
 // the row's maximum. Linear policies leave their factor on the products x, and the exponent applies
 // it in one fused multiply-add; the base is then log2(e) times a logit. Others count in logits,

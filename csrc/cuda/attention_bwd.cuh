@@ -128,22 +128,23 @@ struct BwdEngines<float, Score> {
 
 template <class T, class Score>
 Status launch_attention_bwd(const AttentionBwdParams& p, const Exec& exec) {
-  return with_bwd_dim<T>(p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) -> Status {
-    using Engines = BwdEngines<T, Score>;
-    Status failed = nullptr;
-    const auto launch = [&]<Pass PASS>() {
-      if (!failed)
-        failed = launch_bwd_pass<typename Engines::template Engine<D, PASS>, Score>(p, exec);
-    };
-    if (p.d_q || p.row_shares) launch.template operator()<Pass::Q>();
-    if constexpr (splits_keys_pass<T>(D)) {
-      if (p.d_k) launch.template operator()<Pass::K>();
-      if (p.d_v) launch.template operator()<Pass::V>();
-    } else if (p.d_k || p.d_v) {
-      launch.template operator()<Pass::KV>();
-    }
-    return failed;
-  });
+  return with_dim_of<BWD_DIMS<T, Score>>(
+      p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) -> Status {
+        using Engines = BwdEngines<T, Score>;
+        Status failed = nullptr;
+        const auto launch = [&]<Pass PASS>() {
+          if (!failed)
+            failed = launch_bwd_pass<typename Engines::template Engine<D, PASS>, Score>(p, exec);
+        };
+        if (p.d_q || p.row_shares) launch.template operator()<Pass::Q>();
+        if constexpr (splits_keys_pass<T>(D)) {
+          if (p.d_k) launch.template operator()<Pass::K>();
+          if (p.d_v) launch.template operator()<Pass::V>();
+        } else if (p.d_k || p.d_v) {
+          launch.template operator()<Pass::KV>();
+        }
+        return failed;
+      });
 }
 
 }  // namespace atx::ATX_TARGET

@@ -169,15 +169,16 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
 template <class T>
 Status launch_attention_bwd_mask(const AttentionBwdParams& p, const Exec& exec) {
   using Score = General<float>;
-  return with_bwd_dim<T>(p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) {
-    using Engine = typename BwdEngines<T, Score>::template Engine<D, Pass::MASK>;
-    using Tile = typename Engine::Tile;
-    const MaskCells cells(p, Tile::BLOCK, Tile::STEP);
-    const int64_t grid =
-        int64_t(cells.batch.cells()) * cells.head.cells() * cells.row.cells() * cells.col.cells();
-    return simt::launch(attention_bwd_mask<Engine, Score>, grid, Tile::THREADS, Tile::SHARED_BYTES,
-                        exec.stream, p);
-  });
+  return with_dim_of<MASK_GRADIENT_DIMS<T>>(
+      p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) {
+        using Engine = typename BwdEngines<T, Score>::template Engine<D, Pass::MASK>;
+        using Tile = typename Engine::Tile;
+        const MaskCells cells(p, Tile::BLOCK, Tile::STEP);
+        const int64_t grid = int64_t(cells.batch.cells()) * cells.head.cells() * cells.row.cells() *
+                             cells.col.cells();
+        return simt::launch(attention_bwd_mask<Engine, Score>, grid, Tile::THREADS,
+                            Tile::SHARED_BYTES, exec.stream, p);
+      });
 }
 
 }  // namespace atx::ATX_TARGET

@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 
 template <class T, class Score>
 Status launch_attention_fwd(const AttentionParams& p, const Exec& exec) {
-  return with_head_dims(p.D, p.Dv, [&]<int D, int DV>(HeadDim<D, DV>) {
+  return with_head_dims<T, Score>(p.D, p.Dv, [&]<int D, int DV>(HeadDim<D, DV>) {
     using Tile = typename FwdTileOf<T, D, DV, Score::LINEAR>::Tile;
     static_assert(sizeof(FwdSmem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd<Tile, Score>, attention_blocks(p, Tile::BLOCK_Q),
@@ -213,7 +213,7 @@ Status launch_attention_fwd(const AttentionParams& p, const Exec& exec) {
 
 template <class Score>
 Status launch_attention_fwd_tf32(const AttentionParams& p, const Exec& exec) {
-  return with_coarse_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
+  return with_dim_of<COARSE_HEAD_DIMS>(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
     using Tile = Tf32Tile<D, Score::LINEAR>;
     static_assert(sizeof(FwdSmem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd<Tile, Score>, attention_blocks(p, Tile::BLOCK_Q),
@@ -224,7 +224,7 @@ Status launch_attention_fwd_tf32(const AttentionParams& p, const Exec& exec) {
 // The chunks of a call of few queries, into the workspace.
 template <class T, class Score>
 Status launch_attention_fwd_split(const AttentionParams& p, const Exec& exec) {
-  return with_coarse_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
+  return with_dim_of<COARSE_HEAD_DIMS>(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
     using Tile = SplitTile<T, D, Score::LINEAR>;
     static_assert(sizeof(FwdSmem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd<Tile, Score>, split_blocks(p, Tile::BLOCK_Q, Tile::GROUPED),

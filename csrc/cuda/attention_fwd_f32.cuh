@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 
 template <class Score>
 Status launch_attention_fwd_f32(const AttentionParams& p, const Exec& exec) {
-  return with_head_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
+  return with_dim_of<DIMS<float, Score>>(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
     using Tile = F32Tile<D>;
     static_assert(sizeof(F32Smem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd_f32<Tile, Score>, attention_blocks(p, Tile::BLOCK_Q),
@@ -288,7 +288,7 @@ Status launch_attention_fwd_f32(const AttentionParams& p, const Exec& exec) {
 // The chunks of a call of few queries, into the workspace.
 template <class Score>
 Status launch_attention_fwd_split_f32(const AttentionParams& p, const Exec& exec) {
-  return with_coarse_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
+  return with_dim_of<COARSE_HEAD_DIMS>(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
     using Tile = F32SplitTile<D, Score::LINEAR>;
     static_assert(sizeof(F32Smem<Tile>) == Tile::SHARED_BYTES);
     return simt::launch(attention_fwd_f32<Tile, Score>,

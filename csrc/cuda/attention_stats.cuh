@@ -21,6 +21,7 @@
 #include "csrc/core/kernels.h"
 #include "csrc/cuda/attention_bwd_block.cuh"
 #include "csrc/cuda/attention_stats_engines.cuh"
+#include "csrc/cuda/grid_logits.cuh"
 
 namespace atx::ATX_TARGET {
 
@@ -150,6 +151,10 @@ struct StatsPass {
     }
   }
 
+  // Of a row that is owned, and one of the other side.
+  __device__ __forceinline__ static Pair pair(int mine, int other) {
+    return KEYS ? Pair{other, mine} : Pair{mine, other};
+  }
   // What log2 P of query i's pairs is counted from; -inf where it attends to nothing or does not
   // exist.
   __device__ __forceinline__ float base_of(int i) const {
@@ -173,39 +178,32 @@ struct StatsPass {
     return score.full(block.first, own_end, at, at + STEP);
   }
 
-  // log2 P of a pair's product x. MASKED: the pair may be masked out, or not exist; it then has
-  // -inf, whatever x is.
-  template <bool MASKED>
-  __device__ __forceinline__ float log2_weight(float x, int i, int j, float base) const {
-    using Lane = OneLane<float>;
-    bool attends = true;
-    if constexpr (MASKED) {
-      attends = i < block.seq.sq && j < score.sk && base != -INFINITY;
-      // The policy may read a mask: no further than its end.
-      i = i < block.seq.sq ? i : block.seq.sq - 1;
-      j = j < score.sk ? j : score.sk - 1;
-      attends = attends && score.template keep<Lane>(i, j, 1);
-    }
-    if constexpr (!Score::LINEAR) {
-      x = MASKED ? score.template score<Lane>(x, i, j, 1) : full_logit(score, x, i, j);
-      if (MASKED) attends = attends && x != -INFINITY;
-    }
-    x = fmaf(x, unit_log2, -base);
-    return !MASKED || attends ? x : -INFINITY;
-  }
-
-  // s ← log2 P of the tile at `at`, from its products.
+  // s ← log2 P of the tile at `at`, from its products. MASKED: pairs may be masked out, or not
+  // exist; they then have -inf, whatever s is.
   template <bool MASKED>
   __device__ __forceinline__ void weigh(Products& s, int at) const {
+    const auto place = [&](int r, int c) {
+      return pair(block.first + Engine::row(r), at + Engine::col(c));
+    };
+    const auto attends = [&](int r, int c, float base) {
+      const auto [i, j] = place(r, c);
+      if (!MASKED || base == -INFINITY) return !MASKED;
+      if constexpr (Score::LINEAR)
+        return i < block.seq.sq && bool(score.template keep<OneLane<float>>(i, j, 1));
+      return Engine::at(s, r, c) != -INFINITY;
+    };
+    if constexpr (!Score::LINEAR)
+      grid_logits<T, ROWS, COLS, !KEYS && Engine::NEIGHBORS>(
+          score, block.seq.sq, pair(block.first, at), pair(block.first + Tile::BLOCK, at + STEP),
+          ~0ull, [&](int r, int c) -> float& { return Engine::at(s, r, c); }, place);
 #pragma unroll
     for (int c = 0; c < COLS; ++c) {
       const float column = KEYS ? smem.base[stage][Engine::col(c)] : 0.f;
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        const int mine = block.first + Engine::row(r), other = at + Engine::col(c);
+        const float from = KEYS ? column : base[r];
         float& x = Engine::at(s, r, c);
-        x = KEYS ? log2_weight<MASKED>(x, other, mine, column)
-                 : log2_weight<MASKED>(x, mine, other, base[r]);
+        x = attends(r, c, from) ? fmaf(x, unit_log2, -from) : -INFINITY;
       }
     }
   }
@@ -236,9 +234,11 @@ struct StatsPass {
     return true;
   }
 
+  // Logits that are not linear take longer than a tile that is not plain: one body less to compile.
   __device__ __forceinline__ void walk(const Engine& engine) {
     for (int at = steps.first; at < steps.last; at += STEP) {
-      while (is_plain(at) && step<true>(engine, at)) at += STEP;
+      if constexpr (Score::LINEAR)
+        while (is_plain(at) && step<true>(engine, at)) at += STEP;
       if (at < steps.last) step<false>(engine, at);
     }
   }
@@ -296,7 +296,7 @@ struct StatsEngines<float, Score> {
 
 template <class T, class Score>
 Status launch_attention_stats(const AttentionStatsParams& p, const Exec& exec) {
-  return with_head_dim(p.fwd.D, [&]<int D>(HeadDim<D>) -> Status {
+  return with_dim_of<DIMS<T, Score>>(p.fwd.D, [&]<int D>(HeadDim<D>) -> Status {
     using Engine = typename StatsEngines<T, Score>::template Engine<D>;
     using Tile = typename Engine::Tile;
     static_assert(sizeof(StatsSmem<Tile>) == Tile::SHARED_BYTES);

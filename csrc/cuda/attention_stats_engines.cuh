@@ -27,6 +27,7 @@ struct StatsWarp {
   using Smem = StatsSmem<Tile>;
   static constexpr int M = Tile::M, D = Tile::D, STEP = Tile::STEP;
   static constexpr int ROWS = 2 * M, COLS = STEP / 4, SHARING = 4;
+  static constexpr bool NEIGHBORS = true;  // columns 2n and 2n + 1
   using Products = float[M][STEP / 8][4];
 
   const FragmentAddress<typename Smem::OtherTile, Order::ACROSS> other;
@@ -67,6 +68,7 @@ struct StatsLane {
   using T = float;
   using Smem = StatsSmem<Tile>;
   static constexpr int ROWS = Tile::BLOCK / 8, COLS = Tile::STEP / 16, SHARING = 16;
+  static constexpr bool NEIGHBORS = false;
   using Products = float[ROWS][COLS];
 
   Smem& smem;

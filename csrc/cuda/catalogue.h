@@ -8,30 +8,35 @@
 
 namespace atx::ATX_TARGET {
 
-constexpr int NUM_HEAD_DIMS = sizeof(HEAD_DIMS) / sizeof(HEAD_DIMS[0]), NUM_DTYPES = 3,
-              NUM_SCORES = 5;
-
-template <class T, int D, bool LINEAR>
-struct Passes {
-  template <Pass PASS>
-  using Tile = BwdTile<T, D, PASS, LINEAR>;
+// The tiles of a type, by head dimension and what its policy leaves them.
+template <class T>
+struct TilesOf {
+  template <int D, bool LINEAR>
+  using Fwd = FwdTile<T, D, LINEAR>;
+  template <int D, bool LINEAR>
+  using Stats = StatsTile<T, D, LINEAR>;
+  template <int D, Pass PASS, bool WIDE>
+  using Bwd = BwdTile<T, D, PASS, WIDE>;
 };
-template <int D, bool LINEAR>
-struct Tf32Passes {
-  template <Pass PASS>
-  using Tile = Tf32BwdTile<D, PASS, LINEAR>;
+template <>
+struct TilesOf<float> {
+  template <int D, bool>
+  using Fwd = F32Tile<D>;
+  template <int D, bool>
+  using Stats = F32StatsTile<D>;
+  template <int D, Pass PASS, bool>
+  using Bwd = F32BwdTile<D, PASS>;
 };
-template <int D>
-struct F32Passes {
-  template <Pass PASS>
-  using Tile = F32BwdTile<D, PASS>;
+template <>
+struct TilesOf<tf32> {
+  template <int D, bool LINEAR>
+  using Fwd = Tf32Tile<D, LINEAR>;
+  template <int D, Pass PASS, bool WIDE>
+  using Bwd = Tf32BwdTile<D, PASS, WIDE>;
 };
 
 struct Catalogue {
-  // attention_fwd, attention_stats, and up to four passes of attention_bwd.
-  static constexpr int MOST = 6, COARSE = 5 * NUM_DTYPES * NUM_HEAD_DIMS,
-                       PAIRS = 2 * 2 * NUM_SCORES,
-                       CAPACITY = MOST * NUM_SCORES * NUM_DTYPES * NUM_HEAD_DIMS + COARSE + PAIRS;
+  static constexpr int CAPACITY = 512;
   KernelInfo entries[CAPACITY];
   int size = 0;
 
@@ -59,36 +64,41 @@ struct Catalogue {
         family, dtype, score, Tile::D, Tile::BLOCK, Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES,
         0};
   }
-  template <class T, template <Pass> class Tile, bool HAS_MASK>
+  template <class T, class Score, int D>
   constexpr void add_bwd(const char* dtype, const char* score) {
-    add_pass<Tile<Pass::Q>>("attention_bwd q", dtype, score);
-    if constexpr (splits_keys_pass<T>(Tile<Pass::Q>::D)) {
-      add_pass<Tile<Pass::K>>("attention_bwd k", dtype, score);
-      add_pass<Tile<Pass::V>>("attention_bwd v", dtype, score);
+    constexpr bool WIDE = Score::LINEAR && !Score::SPARSE;
+    const auto add = [&]<Pass PASS>(const char* family) {
+      add_pass<typename TilesOf<T>::template Bwd<D, PASS, WIDE>>(family, dtype, score);
+    };
+    add.template operator()<Pass::Q>("attention_bwd q");
+    if constexpr (splits_keys_pass<T>(D)) {
+      add.template operator()<Pass::K>("attention_bwd k");
+      add.template operator()<Pass::V>("attention_bwd v");
     } else {
-      add_pass<Tile<Pass::KV>>("attention_bwd kv", dtype, score);
+      add.template operator()<Pass::KV>("attention_bwd kv");
     }
-    if constexpr (HAS_MASK) add_pass<Tile<Pass::MASK>>("attention_bwd mask", dtype, score);
+  }
+  template <class T>
+  constexpr void add_mask_gradient(const char* dtype) {
+    each_dim_of<MASK_GRADIENT_DIMS<T>>([&]<int D>(HeadDim<D>) {
+      using Tile = typename TilesOf<T>::template Bwd<D, Pass::MASK, false>;
+      add_pass<Tile>("attention_bwd mask", dtype, "general");
+    });
+  }
+  template <class T, class Score>
+  constexpr void add_type(const char* dtype, const char* score) {
+    each_dim_of<DIMS<T, Score>>([&]<int D>(HeadDim<D>) {
+      add_fwd<typename TilesOf<T>::template Fwd<D, Score::LINEAR>>(dtype, score);
+      if constexpr (!Score::SPARSE)  // statistics know no block masks
+        add_stats<typename TilesOf<T>::template Stats<D, Score::LINEAR>>(dtype, score);
+      add_bwd<T, Score, D>(dtype, score);
+    });
   }
   template <class Score>
   constexpr void add_score(const char* score) {
-    constexpr bool LINEAR = Score::LINEAR, SPARSE = Score::SPARSE;
-    for (const int dim : HEAD_DIMS) {
-      with_head_dim(dim, [&]<int D>(HeadDim<D>) {
-        add_fwd<F32Tile<D>>("float32", score);
-        add_fwd<FwdTile<bf16, D, LINEAR>>("bfloat16", score);
-        add_fwd<FwdTile<f16, D, LINEAR>>("float16", score);
-        if (!SPARSE) {  // statistics know no block masks
-          add_stats<F32StatsTile<D>>("float32", score);
-          add_stats<StatsTile<bf16, D, LINEAR>>("bfloat16", score);
-          add_stats<StatsTile<f16, D, LINEAR>>("float16", score);
-        }
-        constexpr bool MASK = !LINEAR && !SPARSE, DENSE = LINEAR && !SPARSE;
-        add_bwd<float, F32Passes<D>::template Tile, MASK>("float32", score);
-        add_bwd<bf16, Passes<bf16, D, DENSE>::template Tile, MASK>("bfloat16", score);
-        add_bwd<f16, Passes<f16, D, DENSE>::template Tile, MASK>("float16", score);
-      });
-    }
+    add_type<float, Score>("float32", score);
+    add_type<bf16, Score>("bfloat16", score);
+    add_type<f16, Score>("float16", score);
     add_pairs<Score>(score);
   }
   template <class Score>
@@ -103,41 +113,34 @@ struct Catalogue {
   }
   template <class Score>
   constexpr void add_split(const char* score) {
-    for (const int dim : COARSE_HEAD_DIMS)
-      with_coarse_dim(dim, [&]<int D>(HeadDim<D>) {
-        add_fwd<F32SplitTile<D, Score::LINEAR>>("float32", score);
-        add_fwd<SplitTile<bf16, D, Score::LINEAR>>("bfloat16", score);
-        add_fwd<SplitTile<f16, D, Score::LINEAR>>("float16", score);
-      });
+    each_dim_of<COARSE_HEAD_DIMS>([&]<int D>(HeadDim<D>) {
+      add_fwd<F32SplitTile<D, Score::LINEAR>>("float32", score);
+      add_fwd<SplitTile<bf16, D, Score::LINEAR>>("bfloat16", score);
+      add_fwd<SplitTile<f16, D, Score::LINEAR>>("float16", score);
+    });
   }
   template <class Score>
   constexpr void add_tf32(const char* score) {
-    for (const int dim : COARSE_HEAD_DIMS)
-      with_coarse_dim(dim, [&]<int D>(HeadDim<D>) {
-        constexpr bool LINEAR = Score::LINEAR, SPARSE = Score::SPARSE;
-        add_fwd<Tf32Tile<D, LINEAR>>("tf32", score);
-        if constexpr (D <= MOST_TF32_BWD_DIM)
-          add_bwd<tf32, Tf32Passes<D, LINEAR && !SPARSE>::template Tile, !LINEAR && !SPARSE>("tf32",
-                                                                                             score);
-      });
+    each_dim_of<COARSE_HEAD_DIMS>(
+        [&]<int D>(HeadDim<D>) { add_fwd<Tf32Tile<D, Score::LINEAR>>("tf32", score); });
+    each_dim_of<BWD_DIMS<tf32, Score>>(
+        [&]<int D>(HeadDim<D>) { add_bwd<tf32, Score, D>("tf32", score); });
   }
   // Warps own rows: queries, and in one pass keys; a team of lanes looks at one row at a time.
   template <class T>
   constexpr void add_lists(const char* dtype) {
-    for (const int dim : COARSE_HEAD_DIMS)
-      with_coarse_dim(dim, [&]<int D>(HeadDim<D>) {
-        using Tile = TopkTile<T, D>;
-        constexpr int TEAMS = 32 / Tile::SHARERS;
-        const auto add = [&](const char* family, int block_q, int block_kv) {
-          entries[size++] = {family, dtype, "lists", D, block_q, block_kv, Tile::THREADS, 0, 0};
-        };
-        add("topk_attention_fwd", Tile::WARPS, TEAMS * Tile::LISTED);
-        add("topk_attention_bwd q", Tile::WARPS, TEAMS);
-        add("topk_attention_bwd kv", TEAMS, Tile::WARPS);
-      });
+    each_dim_of<COARSE_HEAD_DIMS>([&]<int D>(HeadDim<D>) {
+      using Tile = TopkTile<T, D>;
+      constexpr int TEAMS = 32 / Tile::SHARERS;
+      const auto add = [&](const char* family, int block_q, int block_kv) {
+        entries[size++] = {family, dtype, "lists", D, block_q, block_kv, Tile::THREADS, 0, 0};
+      };
+      add("topk_attention_fwd", Tile::WARPS, TEAMS * Tile::LISTED);
+      add("topk_attention_bwd q", Tile::WARPS, TEAMS);
+      add("topk_attention_bwd kv", TEAMS, Tile::WARPS);
+    });
   }
   constexpr Catalogue() : entries{} {
-    add_score<Full<float>>("full");
     add_score<Window<float>>("window");
     add_score<General<float>>("general");
     add_score<Blocks<float>>("blocks");
@@ -152,6 +155,10 @@ struct Catalogue {
     add_tf32<Window<float>>("window");
     add_tf32<General<float>>("general");
     add_tf32<GeneralBlocks<float>>("general_blocks");
+    add_mask_gradient<float>("float32");
+    add_mask_gradient<bf16>("bfloat16");
+    add_mask_gradient<f16>("float16");
+    add_mask_gradient<tf32>("tf32");
     add_lists<float>("float32");
     add_lists<bf16>("bfloat16");
     add_lists<f16>("float16");

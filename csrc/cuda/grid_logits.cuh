@@ -81,17 +81,19 @@ __device__ __forceinline__ void combine_mask(const Mask& mask, At at, Place plac
   }
 }
 
-// The mask's share in the logits. place names pairs that exist.
-template <int ROWS, int COLS, bool NEIGHBORS, class At, class Place>
-__device__ __forceinline__ void add_mask(const Mask& mask, At at, Place place) {
+// The mask's share in the logits. whole: every pair of the grid exists. existing: place, of pairs
+// that exist.
+template <int ROWS, int COLS, bool NEIGHBORS, class At, class Place, class Existing>
+__device__ __forceinline__ void add_mask(const Mask& mask, bool whole, At at, Place place,
+                                         Existing existing) {
   const auto with = [&]<class M>(M, auto combine) {
     const auto in_twos = [&] {
       const uint64_t row = uint64_t(mask.row) * sizeof(M);
       return mask.col == 1 && (reinterpret_cast<uintptr_t>(mask.data) | row) % (2 * sizeof(M)) == 0;
     };
     if constexpr (NEIGHBORS)
-      if (in_twos()) return combine_mask<ROWS, COLS, true, M>(mask, at, place, combine);
-    combine_mask<ROWS, COLS, false, M>(mask, at, place, combine);
+      if (whole && in_twos()) return combine_mask<ROWS, COLS, true, M>(mask, at, place, combine);
+    combine_mask<ROWS, COLS, false, M>(mask, at, existing, combine);
   };
   const auto add = [](float x, auto bias) { return OneLane<float>::add_bias(x, to_float(bias)); };
   switch (mask.dtype) {
@@ -131,10 +133,7 @@ __device__ __forceinline__ void add_options(const Score& score, int sq, bool who
         const float distance = float(i0 + score.level - j0) + float((i - i0) - (j - j0));
         at(r, c) -= fabsf(distance) * score.slope;
       });
-    if (score.mask.data && whole)
-      add_mask<ROWS, COLS, NEIGHBORS>(score.mask, at, place);
-    else if (score.mask.data)
-      add_mask<ROWS, COLS, false>(score.mask, at, existing);
+    if (score.mask.data) add_mask<ROWS, COLS, NEIGHBORS>(score.mask, whole, at, place, existing);
   }
   if (!inside)
     for_grid<ROWS, COLS>([&](int r, int c) {

@@ -2,6 +2,7 @@
 // dimension and the score policy, for few queries at the lengths of a dense call, never at the
 // batch, so that a row's bits do not depend on what it is batched with.
 #pragma once
+#include <iterator>
 #include <type_traits>
 
 #include "csrc/core/numeric.h"
@@ -9,37 +10,46 @@
 
 namespace atx::ATX_TARGET {
 
-// Head dimensions compiled: a problem runs on the smallest that holds both D and Dv, the rest being
-// zeros.
-constexpr int HEAD_DIMS[] = {32, 64, 96, 128, 192, 256};
-
 template <int D, int DV = D>
 struct HeadDim {};
 
-// use(HeadDim<D>{}) of the tile that d runs on.
-template <int I = 0, class Use>
-constexpr auto with_head_dim(int d, Use use) {
-  if constexpr (HEAD_DIMS[I] == 256)
-    return use(HeadDim<HEAD_DIMS[I]>{});
+// Head dimensions compiled: a problem runs on the smallest that holds both D and Dv, the rest being
+// zeros. Fewer where zeros cost little, as memory sets the pace (few queries, lists), and where the
+// products they do cost are worth a shorter build.
+inline constexpr int ALL_HEAD_DIMS[] = {32, 64, 96, 128, 192, 256},
+                     COARSE_HEAD_DIMS[] = {64, 128, 256};
+
+// Those of a type and a policy. All have what most calls ask for: in 16 bits everything but block
+// masks with a soft-cap or dropout; in f32, on FMA units, only Window.
+template <class T, class Score>
+constexpr bool IS_COMMON = int(!Score::LINEAR) + int(Score::SPARSE) <= (sizeof(T) == 2 ? 1 : 0);
+template <class T, class Score, bool = IS_COMMON<T, Score>>
+constexpr const auto& DIMS = ALL_HEAD_DIMS;
+template <class T, class Score>
+constexpr const auto& DIMS<T, Score, false> = COARSE_HEAD_DIMS;
+
+// use(HeadDim<D>{}) of the first D of LIST that holds d, which the last one does.
+template <const auto& LIST, int I = 0, class Use>
+constexpr auto with_dim_of(int d, Use use) {
+  if constexpr (I + 1 == std::size(LIST))
+    return use(HeadDim<LIST[I]>{});
   else
-    return d <= HEAD_DIMS[I] ? use(HeadDim<HEAD_DIMS[I]>{}) : with_head_dim<I + 1>(d, use);
+    return d <= LIST[I] ? use(HeadDim<LIST[I]>{}) : with_dim_of<LIST, I + 1>(d, use);
+}
+// The same of every one.
+template <const auto& LIST, int I = 0, class Use>
+constexpr void each_dim_of(Use use) {
+  use(HeadDim<LIST[I]>{});
+  if constexpr (I + 1 < std::size(LIST)) each_dim_of<LIST, I + 1>(use);
 }
 
 // The same of D of q and k, and Dv of v. Multi-head latent attention has 64 columns of positions in
 // q and k beside the 128 that v has too (DeepSeek-V2, arXiv:2405.04434): a pair of its own spares a
 // third of v's products, and the accumulators are few enough for what D 128 runs on.
-template <class Use>
+template <class T, class Score, class Use>
 constexpr auto with_head_dims(int d, int dv, Use use) {
   if (128 < d && d <= 192 && dv <= 128) return use(HeadDim<192, 128>{});
-  return with_head_dim(d > dv ? d : dv, use);
-}
-
-// The same with fewer kernels, where zeros cost little: of few queries and of lists, where memory
-// sets the pace. In tf32 they do cost products, which the build's time is worth.
-constexpr int COARSE_HEAD_DIMS[] = {64, 128, 256};
-template <class Use>
-constexpr auto with_coarse_dim(int d, Use use) {
-  return d <= 64 ? use(HeadDim<64>{}) : d <= 128 ? use(HeadDim<128>{}) : use(HeadDim<256>{});
+  return with_dim_of<DIMS<T, Score>>(d > dv ? d : dv, use);
 }
 
 // Tensor cores (bf16, f16). A warp owns 16 M query rows. ROW_WARPS have rows of their own; others
@@ -230,14 +240,17 @@ struct Tf32BwdTile {
       2 * (BLOCK + STAGES * STEP) * D * 4 + (STAGES * STEP * 8 + 127) / 128 * 128;
 };
 
-// The head dimensions that the backward of T is compiled for.
-template <class T, class Use>
-constexpr auto with_bwd_dim(int d, Use use) {
-  if constexpr (std::is_same_v<T, tf32>)
-    return d <= 64 ? use(HeadDim<64>{}) : use(HeadDim<MOST_TF32_BWD_DIM>{});
-  else
-    return with_head_dim(d, use);
-}
+inline constexpr int TF32_BWD_DIMS[] = {64, MOST_TF32_BWD_DIM};
+
+// The head dimensions that the backward's passes are compiled for, and that of the mask's gradient.
+template <class T, class Score>
+constexpr const auto& BWD_DIMS = DIMS<T, Score>;
+template <class Score>
+constexpr const auto& BWD_DIMS<tf32, Score> = TF32_BWD_DIMS;
+template <class T>
+constexpr const auto& MASK_GRADIENT_DIMS = COARSE_HEAD_DIMS;
+template <>
+constexpr const auto& MASK_GRADIENT_DIMS<tf32> = TF32_BWD_DIMS;
 
 // FMA units (f32). A lane multiplies BLOCK / 8 rows with STEP / 16.
 template <int D_, Pass PASS_>

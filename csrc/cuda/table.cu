@@ -48,12 +48,29 @@ Status launch_topk_attention_bwd(const TopkAttentionBwdParams&, const Exec&);
 
 namespace {
 
-// Of forward and backward. Dropout costs registers: only General's kernels have it, and those of
-// GeneralBlocks.
-ScoreId kernel_id(const AttentionParams& p) {
-  return p.dropout > 0 && !p.blocks.visited ? ScoreId::General : score_id(p);
+// Dropout costs registers: only General's kernels have it, and those of GeneralBlocks.
+bool is_general(const AttentionParams& p) {
+  return p.dropout > 0 || score_id(p) == ScoreId::General || p.softcap != 0;
 }
-bool is_general(const AttentionParams& p) { return p.dropout > 0 || p.softcap != 0; }
+
+// launch(Policy<Score>{}) of the policy whose kernels a call runs on.
+template <class Score>
+struct Policy {};
+
+template <class Launch>
+Status with_dense_policy(const AttentionParams& p, Launch launch) {
+  return is_general(p) ? launch(Policy<General<float>>{}) : launch(Policy<Window<float>>{});
+}
+template <class Launch>
+Status with_policy(const AttentionParams& p, Launch launch) {
+  if (!p.blocks.visited) return with_dense_policy(p, launch);
+  return is_general(p) ? launch(Policy<GeneralBlocks<float>>{}) : launch(Policy<Blocks<float>>{});
+}
+// Three policies do for four: those of GeneralBlocks for Blocks, as it takes less to build.
+template <class Launch>
+Status with_coarse_policy(const AttentionParams& p, Launch launch) {
+  return p.blocks.visited ? launch(Policy<GeneralBlocks<float>>{}) : with_dense_policy(p, launch);
+}
 
 // launch(T{}) of the element type T that a dtype names.
 template <class Launch>
@@ -70,115 +87,59 @@ Status with_type(DType dtype, Launch launch) {
   }
 }
 
-template <class Score>
-Status attention_fwd_with(const AttentionParams& p, const Exec& exec) {
-  return with_type(p.dtype, [&]<class T>(T) {
-    if constexpr (sizeof(T) == 4)
-      return launch_attention_fwd_f32<Score>(p, exec);
-    else
-      return launch_attention_fwd<T, Score>(p, exec);
-  });
-}
-
-template <class Score>
-Status attention_fwd_split_with(const AttentionParams& p, const Exec& exec) {
-  return with_type(p.dtype, [&]<class T>(T) {
-    if constexpr (sizeof(T) == 4)
-      return launch_attention_fwd_split_f32<Score>(p, exec);
-    else
-      return launch_attention_fwd_split<T, Score>(p, exec);
-  });
-}
-
-// Head dimensions beyond those of HEAD_DIMS. Window's kernels do for Full, those of GeneralBlocks
-// for Blocks.
+// Head dimensions beyond those of HEAD_DIMS.
 template <class T>
 Status attention_fwd_wide(const AttentionParams& p, const Exec& exec) {
-  const ScoreId score = kernel_id(p);
-  if (p.workspace) {
-    const Status failed = score == ScoreId::General
-                              ? launch_attention_fwd_wide_split<T, General<float>>(p, exec)
-                              : launch_attention_fwd_wide_split<T, Window<float>>(p, exec);
-    return failed ? failed : launch_attention_fwd_combine(p, exec);
-  }
-  switch (score) {
-    case ScoreId::Full:
-    case ScoreId::Window:
-      return launch_attention_fwd_wide<T, Window<float>>(p, exec);
-    case ScoreId::Blocks:
-      return launch_attention_fwd_wide<T, GeneralBlocks<float>>(p, exec);
-    default:
-      return launch_attention_fwd_wide<T, General<float>>(p, exec);
-  }
+  if (!p.workspace)
+    return with_coarse_policy(p, [&]<class Score>(Policy<Score>) {
+      return launch_attention_fwd_wide<T, Score>(p, exec);
+    });
+  const Status failed = with_dense_policy(p, [&]<class Score>(Policy<Score>) {
+    return launch_attention_fwd_wide_split<T, Score>(p, exec);
+  });
+  return failed ? failed : launch_attention_fwd_combine(p, exec);
 }
 
-// Memory sets the pace: Window's kernels do for Full.
 Status attention_fwd_split(const AttentionParams& p, const Exec& exec) {
-  const Status failed = kernel_id(p) == ScoreId::General
-                            ? attention_fwd_split_with<General<float>>(p, exec)
-                            : attention_fwd_split_with<Window<float>>(p, exec);
+  const Status failed = with_dense_policy(p, [&]<class Score>(Policy<Score>) {
+    return with_type(p.dtype, [&]<class T>(T) {
+      if constexpr (sizeof(T) == 4)
+        return launch_attention_fwd_split_f32<Score>(p, exec);
+      else
+        return launch_attention_fwd_split<T, Score>(p, exec);
+    });
+  });
   return failed ? failed : launch_attention_fwd_combine(p, exec);
 }
 int64_t attention_fwd_workspace(const AttentionParams& p) { return Split(p).floats(); }
-
-// Three policies do for five: Window's and GeneralBlocks' kernels are Full's and Blocks', as it
-// takes less to build.
-Status attention_fwd_tf32(const AttentionParams& p, const Exec& exec) {
-  switch (kernel_id(p)) {
-    case ScoreId::Full:
-    case ScoreId::Window:
-      return launch_attention_fwd_tf32<Window<float>>(p, exec);
-    case ScoreId::Blocks:
-      return launch_attention_fwd_tf32<GeneralBlocks<float>>(p, exec);
-    default:
-      return launch_attention_fwd_tf32<General<float>>(p, exec);
-  }
-}
 
 Status attention_fwd(const AttentionParams& p, const Exec& exec) {
   if (is_wide(p.D, p.Dv))
     return p.dtype == DType::bf16 ? attention_fwd_wide<bf16>(p, exec)
                                   : attention_fwd_wide<f16>(p, exec);
   if (p.workspace) return attention_fwd_split(p, exec);
-  if (p.tf32) return attention_fwd_tf32(p, exec);
-  switch (kernel_id(p)) {
-    case ScoreId::Full:
-      return attention_fwd_with<Full<float>>(p, exec);
-    case ScoreId::Window:
-      return attention_fwd_with<Window<float>>(p, exec);
-    case ScoreId::Blocks:
-      return is_general(p) ? attention_fwd_with<GeneralBlocks<float>>(p, exec)
-                           : attention_fwd_with<Blocks<float>>(p, exec);
-    default:
-      return attention_fwd_with<General<float>>(p, exec);
-  }
+  if (p.tf32)
+    return with_coarse_policy(
+        p, [&]<class Score>(Policy<Score>) { return launch_attention_fwd_tf32<Score>(p, exec); });
+  return with_policy(p, [&]<class Score>(Policy<Score>) {
+    return with_type(p.dtype, [&]<class T>(T) {
+      if constexpr (sizeof(T) == 4)
+        return launch_attention_fwd_f32<Score>(p, exec);
+      else
+        return launch_attention_fwd<T, Score>(p, exec);
+    });
+  });
 }
 
 template <class T>
 Status attention_bwd_passes(const AttentionBwdParams& p, const Exec& exec) {
-  switch (kernel_id(p.fwd)) {
-    case ScoreId::Full:
-      return launch_attention_bwd<T, Full<float>>(p, exec);
-    case ScoreId::Window:
-      return launch_attention_bwd<T, Window<float>>(p, exec);
-    case ScoreId::Blocks:
-      return is_general(p.fwd) ? launch_attention_bwd<T, GeneralBlocks<float>>(p, exec)
-                               : launch_attention_bwd<T, Blocks<float>>(p, exec);
-    default:
-      return launch_attention_bwd<T, General<float>>(p, exec);
-  }
+  return with_policy(
+      p.fwd, [&]<class Score>(Policy<Score>) { return launch_attention_bwd<T, Score>(p, exec); });
 }
-
 Status attention_bwd_tf32(const AttentionBwdParams& p, const Exec& exec) {
-  switch (kernel_id(p.fwd)) {
-    case ScoreId::Full:
-    case ScoreId::Window:
-      return launch_attention_bwd<tf32, Window<float>>(p, exec);
-    case ScoreId::Blocks:
-      return launch_attention_bwd<tf32, GeneralBlocks<float>>(p, exec);
-    default:
-      return launch_attention_bwd<tf32, General<float>>(p, exec);
-  }
+  return with_coarse_policy(p.fwd, [&]<class Score>(Policy<Score>) {
+    return launch_attention_bwd<tf32, Score>(p, exec);
+  });
 }
 bool is_bwd_in_tf32(const AttentionParams& p) {
   return p.tf32 && p.D <= MOST_TF32_BWD_DIM && p.Dv <= MOST_TF32_BWD_DIM;
@@ -200,20 +161,12 @@ Status attention_bwd(const AttentionBwdParams& p, const Exec& exec) {
   return with_type(p.fwd.dtype, [&]<class T>(T) { return attention_bwd_of<T>(p, exec); });
 }
 
-template <class T>
-Status attention_stats_of(const AttentionStatsParams& p, const Exec& exec) {
-  switch (score_id(p.fwd)) {
-    case ScoreId::Full:
-      return launch_attention_stats<T, Full<float>>(p, exec);
-    case ScoreId::Window:
-      return launch_attention_stats<T, Window<float>>(p, exec);
-    default:
-      return launch_attention_stats<T, General<float>>(p, exec);
-  }
-}
-
 Status attention_stats(const AttentionStatsParams& p, const Exec& exec) {
-  return with_type(p.fwd.dtype, [&]<class T>(T) { return attention_stats_of<T>(p, exec); });
+  return with_type(p.fwd.dtype, [&]<class T>(T) {
+    return with_dense_policy(p.fwd, [&]<class Score>(Policy<Score>) {
+      return launch_attention_stats<T, Score>(p, exec);
+    });
+  });
 }
 
 Status topk_attention_fwd(const TopkAttentionParams& p, const Exec& exec) {

@@ -117,7 +117,7 @@ template <class T>
 Status launch_topk_attention_bwd(const TopkAttentionBwdParams& params, const Exec& exec) {
   const AttentionBwdParams& p = params.bwd;
   const AttentionParams& f = p.fwd;
-  return with_coarse_dim(f.D > f.Dv ? f.D : f.Dv, [&]<int D>(HeadDim<D>) {
+  return with_dim_of<COARSE_HEAD_DIMS>(f.D > f.Dv ? f.D : f.Dv, [&]<int D>(HeadDim<D>) {
     using Tile = TopkTile<T, D>;
     Status failed = nullptr;
     if (p.d_q)

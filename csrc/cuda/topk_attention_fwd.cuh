@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
 template <class T>
 Status launch_topk_attention_fwd(const TopkAttentionParams& params, const Exec& exec) {
   const AttentionParams& p = params.fwd;
-  return with_coarse_dim(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
+  return with_dim_of<COARSE_HEAD_DIMS>(p.D > p.Dv ? p.D : p.Dv, [&]<int D>(HeadDim<D>) {
     using Tile = TopkTile<T, D>;
     return launch_warps<Tile>(topk_attention_fwd<Tile>, p.B, p.Hq, p.Sq, exec, params);
   });

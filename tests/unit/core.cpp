@@ -53,8 +53,7 @@ int untruths(const AttentionParams& p, int b, int h) {
 
 template <class F>
 auto by_policy(int policy, F f) {
-  if (policy == 0) return f(static_cast<Full<double>*>(nullptr));
-  if (policy == 1) return f(static_cast<Window<double>*>(nullptr));
+  if (policy == 0) return f(static_cast<Window<double>*>(nullptr));
   return f(static_cast<General<double>*>(nullptr));
 }
 

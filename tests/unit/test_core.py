@@ -12,7 +12,7 @@ import torch
 from attn_ext.variants.attention import keep_mask
 
 ROOT = Path(__file__).resolve().parents[2]
-FULL, WINDOW, GENERAL = range(3)
+WINDOW, GENERAL = range(2)
 F64, F32, F16, BF16, BOOL = range(5)  # enum class DType
 
 
@@ -42,7 +42,7 @@ SIZES = [(1, 1), (1, 6), (6, 1), (5, 5), (4, 7), (7, 4)]
 WINDOWS = [(-1, -1), (-1, 0), (0, 0), (2, 1), (-1, 3), (3, -1), (100, 100)]
 
 
-@pytest.mark.parametrize("policy", [FULL, WINDOW, GENERAL])
+@pytest.mark.parametrize("policy", [WINDOW, GENERAL])
 @pytest.mark.parametrize(("sq", "sk"), SIZES)
 def test_policies_are_truthful_about_every_tile(core, policy, sq, sk):
     for (left, right), bottom_right in itertools.product(WINDOWS, (0, 1)):

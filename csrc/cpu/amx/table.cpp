@@ -10,13 +10,12 @@ namespace atx::ATX_TARGET {
 namespace {
 
 constexpr KernelInfo BF16[] = {
-    {"attention_fwd", "bf16", "Full Window General", 576, TILE_BLOCK_ROWS, BLOCK_KV, 1, 0},
-    {"attention_bwd", "bf16", "Full Window General", 576, TILE_BWD_BLOCK_Q, TILE_BWD_BLOCK_KV, 1,
-     0}};
+    {"attention_fwd", "bf16", "Window General", 576, TILE_BLOCK_ROWS, BLOCK_KV, 1, 0},
+    {"attention_bwd", "bf16", "Window General", 576, TILE_BWD_BLOCK_Q, TILE_BWD_BLOCK_KV, 1, 0}};
 constexpr KernelInfo BF16_F16[] = {
-    {"attention_fwd", "bf16 f16", "Full Window General", 576, TILE_BLOCK_ROWS, BLOCK_KV, 1, 0},
-    {"attention_bwd", "bf16 f16", "Full Window General", 576, TILE_BWD_BLOCK_Q, TILE_BWD_BLOCK_KV,
-     1, 0}};
+    {"attention_fwd", "bf16 f16", "Window General", 576, TILE_BLOCK_ROWS, BLOCK_KV, 1, 0},
+    {"attention_bwd", "bf16 f16", "Window General", 576, TILE_BWD_BLOCK_Q, TILE_BWD_BLOCK_KV, 1,
+     0}};
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-// attention_fwd beyond a head dimension of 256, f16: Window, which does for Full, General, and
-// GeneralBlocks, which does for Blocks; the first two also of few queries.
+// attention_fwd beyond a head dimension of 256, f16: Window, General, and GeneralBlocks,
+// which does for Blocks; the first two also of few queries.
 #include "csrc/core/blocks.h"
 #include "csrc/cuda/attention_fwd_wide.cuh"
 namespace atx::ATX_TARGET {
