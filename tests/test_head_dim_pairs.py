@@ -8,8 +8,8 @@ import torch
 import attn_ext
 from attn_ext.inspection import label
 from attn_ext.testing import Backend, check, check_gradients, simt
-from attn_ext.testing.gradients import cotangents, gradients
 from attn_ext.testing.equivalence import largest_error
+from attn_ext.testing.gradients import cotangents, gradients
 from attn_ext.variants import VARIANTS
 from attn_ext.variants.attention import reference
 from attn_ext.variants.block_sparse_attention import BlockCase

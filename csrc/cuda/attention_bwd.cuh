@@ -11,9 +11,9 @@
 //
 //   X = A A'ᵀ,  dW = B B'ᵀ,  pairs (attention_bwd_block.cuh),  dA += dX A',  dB += (M P) B'
 //
-// Engine multiplies: BwdWarp on tensor cores, BwdLane on FMA units. As in the forward, most tiles
-// are plain: nothing is masked, and both of its sides are whole. The others may hold nan or inf
-// that only some rows attend to: the engines' accumulate_guarded.
+// Engine multiplies: BwdWarp on tensor cores, BwdWideWarp there beyond D 256, BwdLane on FMA units.
+// As in the forward, most tiles are plain: nothing is masked, and both of its sides are whole. The
+// others may hold nan or inf that only some rows attend to: the engines' accumulate_guarded.
 //
 // Plain loop, nvcc 13.0, sm_80, policy Full: SASS instructions per HMMA (and registers) of Pass::Q
 // and Pass::KV, or of Pass::Q, K and V. Scores are computed in each: 7 products, or 8, for 5.

@@ -5,8 +5,8 @@
 // - block: BLOCK = 32 rows of its own, STEP = 16 of the other's at a time
 // - warp w, of the products: those of A and A' (w < 4) or of B and B', of all rows with all
 //   partners, over a quarter of the columns, whose sums meet in shared memory. An A fragment then
-//   serves two B fragments and the other way round, at 3 ldmatrix for 4 mma; pairs of its own would
-//   take 6
+//   serves two B fragments and the other way round, at 3 ldmatrix for 4 mma (1 where A is held);
+//   pairs of its own would take 6
 // - warp w, of the pairs: the rows from 4 w on; lane: row l / 8 of these, partners 2 (l % 8) and
 //   the next
 // - warp w, of the sums: all rows, and the columns 64 n + 8 w ... 64 n + 8 w + 7. Weights are
@@ -47,6 +47,7 @@ struct BwdWideWarp {
   using SumsB = float[M][TURNS_B][4];
 
   Smem& smem;
+  uint32_t held[Tile::HELD ? TURNS_A : 1][M][4];  // what this warp multiplies of own
   const FragmentAddress<OwnTile> own;
   const FragmentAddress<OtherTile, Order::ACROSS> across;
   const uint32_t handed;  // the weights of A' as A operands
@@ -81,21 +82,41 @@ struct BwdWideWarp {
     return piece * 32 + (of_lane ^ piece % N * 8);
   }
 
+  // Which of own and other this warp multiplies, and from which column of a turn on, in bytes.
+  __device__ __forceinline__ static int operand() { return warp() / QUARTERS; }
+  __device__ __forceinline__ static uint32_t quarter() {
+    return uint32_t(warp() % QUARTERS * TURN_BYTES / QUARTERS);
+  }
+  __device__ __forceinline__ static void load(uint32_t (&fragment)[M][4],
+                                              const FragmentAddress<OwnTile>& rows, int turn) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) simt::ldmatrix_x4(fragment[m], rows.at(m * 16, turn * TURN));
+  }
+  // Once own rows have landed. Beyond its last column, B is zeros.
+  __device__ __forceinline__ void hold() {
+    auto rows = own.here(operand());
+    rows.first ^= quarter();
+#pragma unroll
+    for (int turn = 0; turn < TURNS_A; ++turn) load(held[turn], rows, turn);
+  }
+
   // This warp's part of own[OWN] other[b]ᵀ, into shared memory, if it has one.
   template <int OWN, int>
   __device__ __forceinline__ void multiply(Products&, int b) const {
-    if (warp() / QUARTERS != OWN) return;
-    const uint32_t quarter = uint32_t(warp() % QUARTERS * TURN_BYTES / QUARTERS);
+    if (operand() != OWN) return;
     auto rows = own.here(OWN);
     auto partners = across.here(b);
-    rows.first ^= quarter, partners.first ^= quarter;
+    rows.first ^= quarter(), partners.first ^= quarter();
     float c[M][N][4] = {};
 #pragma unroll
     for (int turn = 0; turn < (OWN == 0 ? TURNS_A : TURNS_B); ++turn) {
-      uint32_t fragment[M][4];
-#pragma unroll
-      for (int m = 0; m < M; ++m) simt::ldmatrix_x4(fragment[m], rows.at(m * 16, turn * TURN));
-      multiply_nt(c, fragment, partners, turn * TURN);
+      if constexpr (Tile::HELD) {
+        multiply_nt(c, held[turn], partners, turn * TURN);
+      } else {
+        uint32_t fragment[M][4];
+        load(fragment, rows, turn);
+        multiply_nt(c, fragment, partners, turn * TURN);
+      }
     }
 #pragma unroll
     for (int piece = 0; piece < PIECES; ++piece) {

@@ -224,7 +224,10 @@ struct WideBwdTile {
   using T = T_;
   static constexpr Pass PASS = PASS_;
   static constexpr int D = WIDE_D, DV = WIDE_DV, WARPS = 8, THREADS = 32 * WARPS, STAGES = 2;
-  static constexpr int HELD = 0, UNROLL = 0, BLOCK = 32, STEP = 16;
+  static constexpr int UNROLL = 0, BLOCK = 32, STEP = 16;
+  // Whether a warp keeps its quarter of the block's rows in registers, as A operands, which are two
+  // thirds of what its products read: beside the sum of dQ, but not those of dK and dV.
+  static constexpr int HELD = PASS == Pass::Q;
   static constexpr int SHARED_BYTES = 2 * (BLOCK + STAGES * STEP) * D * 2 +
                                       WARPS * BLOCK * STEP * 4 + 2 * BLOCK * STEP * 2 +
                                       STAGES * STEP * 8;
