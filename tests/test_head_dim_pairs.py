@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import attn_ext
-from attn_ext.inspection import label
+from attn_ext.inspection import Problem, count, label, launches
+from attn_ext.inspection.requests import summarize
 from attn_ext.testing import Backend, check, check_gradients, simt
 from attn_ext.testing.equivalence import largest_error
 from attn_ext.testing.gradients import cotangents, gradients
@@ -228,6 +229,22 @@ def test_schedules_do_not_change_gradients_of_wide_heads(case: AttentionCase):
     for found in results[1:]:
         for n, grad in found.items():
             assert torch.equal(grad, results[0][n]), n
+
+
+@pytest.mark.slow
+def test_gradients_of_wide_heads_form_no_product_twice():
+    problem = Problem("attention_bwd", head_dim=512, seq=96)
+    counters = count(problem)
+    # Columns of all products: 512 each, of which those of A and A' are computed as 576.
+    columns = {"Pass::Q": (3 * 512, 2 * 576 + 512), "Pass::KV": (4 * 512, 2 * 576 + 2 * 512)}
+    passes = [x for x in launches(problem, "hooks") if "BwdWideWarp" in x.kernel]
+    for launch, (name, (least, computed)) in zip(passes, columns.items(), strict=True):
+        assert name in label(launch.kernel)
+        found = summarize(problem, launch.kernel, counters)
+        assert found.multiplies * least == found.least_multiplies * computed
+        # g++ splits what a lane has of a product's parts, two floats.
+        worst = {c.ratio for c in found.lines if (c.verb, c.bytes) != ("write", 4)}
+        assert worst == {1.0}
 
 
 def test_company_does_not_change_gradients_of_wide_heads():

@@ -32,7 +32,7 @@ report = bench_module("report")
 @click.command()
 @click.argument("family", type=click.Choice(FAMILIES))
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True)
-@click.option("--head-dim", type=click.IntRange(1, 256), default=64, show_default=True)
+@click.option("--head-dim", type=click.IntRange(1, 512), default=64, show_default=True)
 @click.option("--score", type=click.Choice(list(SCORES)), default="window", show_default=True)
 @click.option(
     "--causal", is_flag=True, help="Keys up to a query's own place; always under a block mask."

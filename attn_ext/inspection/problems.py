@@ -16,6 +16,7 @@ from attn_ext.variants.topk_attention import topk_attention
 
 DENSE_FAMILIES = ("attention_fwd", "attention_bwd", "attention_stats")
 LISTED_FAMILIES = ("topk_attention_fwd", "topk_attention_bwd")
+WIDE_FAMILIES = ("attention_fwd", "attention_bwd")
 FAMILIES = (*DENSE_FAMILIES, *LISTED_FAMILIES, "merge_states")
 # What each score policy is asked for with.
 SCORES = {
@@ -53,6 +54,9 @@ class Problem:
         """Return None if there are such kernels, else why there are none."""
         if self.family == "attention_stats" and self.score in UNDER_BLOCK_MASKS:
             return f"attention_stats has no kernels of policy {self.score}"
+        wide = self.family in WIDE_FAMILIES and self.dtype != torch.float32
+        if self.head_dim > 256 and not wide:
+            return f"{self.family} has no {self.dtype} kernels beyond head dimensions of 256"
         if self.family not in DENSE_FAMILIES and self.score != "window":
             return f"{self.family} has no score policies"
         return None
