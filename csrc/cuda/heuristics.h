@@ -250,7 +250,7 @@ constexpr const auto& BWD_DIMS<tf32, Score> = TF32_BWD_DIMS;
 template <class T>
 constexpr const auto& MASK_GRADIENT_DIMS = COARSE_HEAD_DIMS;
 template <>
-constexpr const auto& MASK_GRADIENT_DIMS<tf32> = TF32_BWD_DIMS;
+inline constexpr const auto& MASK_GRADIENT_DIMS<tf32> = TF32_BWD_DIMS;
 
 // FMA units (f32). A lane multiplies BLOCK / 8 rows with STEP / 16.
 template <int D_, Pass PASS_>
