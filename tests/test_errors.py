@@ -102,7 +102,7 @@ def test_emulated_kernels_have_their_own_limits():
     with simt():
         with pytest.raises(
             ValueError,
-            match="target simt has kernels for head dimensions up to 256, and of the forward",
+            match="target simt has kernels for head dimensions up to 256, and of attention in",
         ):
             attn_ext.attention(wide, wide, wide)
         assert "no float64 kernel" in attn_ext.why_not("attention", *[Q.double()] * 3)[0]

@@ -7,12 +7,14 @@ import torch
 
 import attn_ext
 from attn_ext.inspection import label
-from attn_ext.testing import Backend, check, simt
+from attn_ext.testing import Backend, check, check_gradients, simt
 from attn_ext.testing.equivalence import largest_error
+from attn_ext.testing.gradients import cotangents, gradients
 from attn_ext.variants import VARIANTS
 from attn_ext.variants.attention import reference
 from attn_ext.variants.block_sparse_attention import BlockCase
-from attn_ext.variants.cases import AttentionCase
+from attn_ext.variants.cases import AttentionCase, VarlenCase
+from attn_ext.variants.forgetting_attention import ForgettingCase
 
 DTYPES = [torch.bfloat16, torch.float16]
 PAIR = {"d": 192, "dv": 128}
@@ -130,20 +132,167 @@ def test_decoding_reads_the_latent_once_for_64_heads():
 )
 def test_what_has_no_kernel_is_refused(d: int, dv: int, dtype):
     q, v = torch.empty(1, 1, 4, d, dtype=dtype), torch.empty(1, 1, 4, dv, dtype=dtype)
-    message = "head dimensions up to 256, and of the forward of float16 and bfloat16, without"
+    message = "head dimensions up to 256, and of attention in float16 and bfloat16, but for"
     with simt():
         with pytest.raises(ValueError, match=message):
             attn_ext.attention(q, q, v)
         assert message in attn_ext.why_not("attention", q, q, v)[0]
 
 
-def test_gradients_of_wide_heads_are_refused():
-    q = torch.randn(1, 1, 4, 576).bfloat16().requires_grad_()
-    v = torch.randn(1, 1, 4, 512).bfloat16()
+def test_statistics_of_wide_heads_are_refused():
+    q = torch.randn(1, 1, 4, 576).bfloat16()
+    with simt(), pytest.raises(ValueError, match="attention_stats: .* but for its statistics, up"):
+        attn_ext.attention(q, q, q[..., :512], return_stats=True)
+
+
+# Blocks own 32 rows and walk over the others in steps of 16.
+GRADIENT_CASES = [
+    AttentionCase(sq=33, sk=49, **WIDE),
+    AttentionCase(sq=70, sk=65, hkv=1, causal=True, **WIDE),
+    AttentionCase(sq=100, sk=130, window=(20, 3), scale=-0.1, align="bottom_right", **WIDE),
+    AttentionCase(d=512, dv=512, sinks=True, hkv=4),
+    AttentionCase(d=320, dv=300, causal=True, layout="bshd"),
+    AttentionCase(d=575, dv=501, sq=64, sk=64),
+    AttentionCase(d=40, dv=272, layout="padded"),
+    AttentionCase(d=257, dv=3, layout="expanded"),
+    AttentionCase(mask="bool", softcap=2.0, **WIDE),
+    AttentionCase(mask="bias", hkv=1, **WIDE),
+    AttentionCase(mask="transposed_float32_bias", causal=True, d=320, dv=512),
+    AttentionCase(mask="infinite_bias", dropout=0.3, **WIDE),
+    AttentionCase(alibi=True, sinks=True, causal=True, layout="padded", **WIDE),
+    AttentionCase(alibi=True, dropout=0.3, softcap=5.0, sq=64, sk=96, **WIDE),
+    AttentionCase(sq=1, sk=203, hkv=1, **WIDE),
+    AttentionCase(sq=60, sk=1, **WIDE),
+    AttentionCase(sk=0, sinks=True, **WIDE),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=lambda c: c.name)
+def test_gradients_of_wide_heads_match_the_reference(case: AttentionCase, dtype, backend: Backend):
+    check_gradients(VARIANTS["attention"], case, dtype, backend)
+
+
+WIDE_OF_OTHERS = {
+    "varlen_attention": [
+        VarlenCase(causal=True, **WIDE),
+        VarlenCase(hkv=1, dropout=0.3, alibi=True, sinks=True, d=300, dv=500),
+    ],
+    "block_sparse_attention": [
+        BlockCase(AttentionCase(sq=100, sk=140, **WIDE), planes=(False, True)),
+        BlockCase(AttentionCase(sq=70, sk=90, hkv=1, softcap=2.0, dropout=0.3, d=320, dv=512)),
+        BlockCase(AttentionCase(sq=40, sk=200, **WIDE), visited=0.2),
+    ],
+    "forgetting_attention": [
+        ForgettingCase(AttentionCase(sq=70, sk=70, **WIDE)),
+        ForgettingCase(AttentionCase(sq=20, sk=60, window=(9, -1), d=300, dv=40), closed=True),
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [(n, c) for n, cases in WIDE_OF_OTHERS.items() for c in cases],
+    ids=lambda x: x if isinstance(x, str) else x.name,
+)
+def test_gradients_of_wide_heads_of_other_ops(op: str, case, dtype, backend: Backend):
+    check_gradients(VARIANTS[op], case, dtype, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_where_v_is_a_view_of_k(dtype, backend: Backend):
+    x = AttentionCase(hkv=1, sq=40, sk=50, causal=True, **WIDE).inputs(dtype)
+    q, k = (backend.put(x[n]).requires_grad_() for n in ("query", "key"))
+    v = k.detach()[..., :512].clone().requires_grad_()
+    d_o = backend.put(torch.randn(2, 4, 40, 512).to(dtype))
+    options = {"is_causal": True, "enable_gqa": True}
+    with backend.context():
+        view = attn_ext.attention(q, k, k[..., :512], **options)
+        of_q, of_k = torch.autograd.grad(view, (q, k), d_o)
+        apart = torch.autograd.grad(attn_ext.attention(q, k, v, **options), (q, k, v), d_o)
+    assert torch.equal(of_q, apart[0])
+    assert torch.equal(of_k, apart[1] + torch.nn.functional.pad(apart[2], (0, 64)))
+
+
+@pytest.mark.parametrize(
+    "case", [GRADIENT_CASES[1], GRADIENT_CASES[8], GRADIENT_CASES[11]], ids=lambda c: c.name
+)
+def test_schedules_do_not_change_gradients_of_wide_heads(case: AttentionCase):
+    x, results = case.inputs(torch.bfloat16), []
+    shape = (case.b, case.hq, case.sq)
+    given = cotangents(torch.empty(*shape, case.dv), torch.empty(shape), 5)
+    for schedule, seed in [("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)]:
+        with simt(schedule=schedule, seed=seed):
+            results.append(gradients(attn_ext.attention, x, *given))
+    for found in results[1:]:
+        for n, grad in found.items():
+            assert torch.equal(grad, results[0][n]), n
+
+
+def test_company_does_not_change_gradients_of_wide_heads():
+    case = AttentionCase(b=2, hq=6, hkv=2, sq=70, sk=50, causal=True, **WIDE)
+    x = case.inputs(torch.bfloat16)
+    alone = {n: t[1:2, 1:2] if n in ("key", "value") else t[1:2, 3:] if n == "query" else t
+             for n, t in x.items()}  # fmt: skip
+    d_o, d_lse = cotangents(torch.empty(2, 6, 70, 512), torch.empty(2, 6, 70), 5)
     with simt():
-        o = attn_ext.attention(q, q, v)
-        with pytest.raises(ValueError, match="attention_bwd: .* without gradients, up to 576 of q"):
-            o.sum().backward()
+        together = gradients(attn_ext.attention, x, d_o, d_lse)
+        apart = gradients(attn_ext.attention, alone, d_o[1:2, 3:], d_lse[1:2, 3:])
+    assert torch.equal(together["query"][1:2, 3:], apart["query"])
+    for n in ("key", "value"):
+        assert torch.equal(together[n][1:2, 1:2], apart[n])
+
+
+@pytest.mark.parametrize(
+    ("d", "dv", "tiles"),
+    [
+        (576, 512, ["WideBwdTile<bf16, Pass::Q>", "WideBwdTile<bf16, Pass::KV>"]),
+        (3, 257, ["WideBwdTile<bf16, Pass::Q>", "WideBwdTile<bf16, Pass::KV>"]),
+        (256, 256, ["BwdTile<bf16, 256, Pass::Q, true>", "BwdTile<bf16, 256, Pass::K, true>",
+                    "BwdTile<bf16, 256, Pass::V, true>"]),
+    ],
+)  # fmt: skip
+def test_which_tile_the_gradients_of_a_pair_run_on(d: int, dv: int, tiles: list[str]):
+    q, v = torch.zeros(1, 1, 40, d).bfloat16(), torch.zeros(1, 1, 40, dv).bfloat16()
+    inputs = {"query": q, "key": q, "value": v}
+    d_o, d_lse = torch.zeros(1, 1, 40, dv), torch.zeros(1, 1, 40)
+    found = launched(lambda: gradients(attn_ext.attention, inputs, d_o, d_lse))
+    passes = [k for k in found if k.startswith("attention_bwd<")]
+    assert [tile in kernel for tile, kernel in zip(tiles, passes, strict=True)] == [True] * len(
+        tiles
+    )
+
+
+# Keys that nobody sees, in tiles that somebody does.
+UNSEEN = {
+    "beyond the diagonal": (AttentionCase(causal=True, sq=37, sk=53, **WIDE), slice(37, 53)),
+    "masked": (AttentionCase(mask="bool", sinks=True, **WIDE), slice(11, 30)),
+    "dropout": (AttentionCase(mask="bool", dropout=0.3, d=320, dv=300), slice(7, 8)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("case", "keys"), UNSEEN.values(), ids=UNSEEN.keys())
+def test_nonfinite_keys_reach_no_gradient_of_wide_heads(case, keys, dtype, backend: Backend):
+    clean = case.inputs(dtype)
+    if case.mask:
+        clean["attn_mask"][..., keys] = False
+    clean["key"][:, :, keys] = clean["value"][:, :, keys] = 0
+    dirty = clean | {n: clean[n].clone() for n in ("key", "value")}
+    dirty["key"][:, :, keys], dirty["value"][:, :, keys] = math.nan, math.inf
+    given = cotangents(
+        torch.empty(case.b, case.hq, case.sq, case.dv), torch.empty(case.b, case.hq, case.sq), 5
+    )
+    with backend.context():
+        expected, got = (
+            gradients(attn_ext.attention, backend.put(x), *given) for x in (clean, dirty)
+        )
+    rounding = 2e-2 if dtype == torch.bfloat16 else 3e-3
+    for n, grad in got.items():
+        torch.testing.assert_close(grad, expected[n], atol=rounding, rtol=rounding)
+    for n in ("key", "value"):
+        assert torch.all(got[n][:, :, keys] == 0)
 
 
 @pytest.mark.parametrize("few", [True, False])

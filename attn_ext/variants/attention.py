@@ -48,7 +48,8 @@ def attention(
         query: `[..., Hq, Sq, D]`; float64 (CPU only), float32, bfloat16 or float16. Any strides,
             last dimension contiguous. Leading dimensions broadcast.
         key: `[..., Hkv, Sk, D]`, of the same type and device.
-        value: `[..., Hkv, Sk, Dv]`. D and Dv: up to 256, on the CPU up to 576.
+        value: `[..., Hkv, Sk, Dv]`. D and Dv: up to 256, on the CPU up to 576;
+            on CUDA, of bfloat16 and float16, D up to 576 and Dv up to 512, without statistics.
         attn_mask: broadcasts to `[..., Hq, Sq, Sk]`, any strides. Boolean: True = attend. Floating
             point, of any type: added to the score; -inf masks out. May be combined with everything
             below.

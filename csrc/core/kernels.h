@@ -41,8 +41,8 @@ struct Kernels {
   const char* target;
   unsigned dtypes;   // bit 1 << int(DType) for each supported dtype
   int max_head_dim;  // of q, k and of v
-  // How much further attention_fwd, and nothing else, goes in 16-bit dtypes; 0: no further.
-  int max_fwd_head_dim = 0, max_fwd_head_dim_v = 0;
+  // How far attention_fwd and attention_bwd, and nothing else, go in 16-bit dtypes; 0: no further.
+  int max_wide_head_dim = 0, max_wide_head_dim_v = 0;
   bool tf32 = false;  // has kernels that heed AttentionParams::tf32
   Status (*attention_fwd)(const AttentionParams&, const Exec&);
   Status (*attention_bwd)(const AttentionBwdParams&, const Exec&);

@@ -11,9 +11,9 @@
 //
 //   X = A A'ᵀ,  dW = B B'ᵀ,  pairs (attention_bwd_block.cuh),  dA += dX A',  dB += (M P) B'
 //
-// Engine multiplies: BwdWarp on tensor cores, BwdLane on FMA units. As in the forward, most tiles
-// are plain: nothing is masked, and both of its sides are whole. The others may hold nan or inf
-// that only some rows attend to: the engines' accumulate_guarded.
+// Engine multiplies: BwdWarp on tensor cores, BwdWideWarp there beyond D 256, BwdLane on FMA units.
+// As in the forward, most tiles are plain: nothing is masked, and both of its sides are whole. The
+// others may hold nan or inf that only some rows attend to: the engines' accumulate_guarded.
 //
 // Plain loop, nvcc 13.0, sm_80, policy Window: SASS instructions per HMMA (and registers) of Pass::Q
 // and Pass::KV, or of Pass::Q, K and V. Scores are computed in each: 7 products, or 8, for 5.
@@ -27,11 +27,12 @@
 #include "csrc/cuda/attention_bwd_lane.cuh"
 #include "csrc/cuda/attention_bwd_pass.cuh"
 #include "csrc/cuda/attention_bwd_warp.cuh"
+#include "csrc/cuda/attention_bwd_wide_warp.cuh"
 
 namespace atx::ATX_TARGET {
 
 template <class Engine, class Score>
-__global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
+__global__ void __launch_bounds__(Engine::Tile::THREADS, Engine::Tile::BLOCKS)
     attention_bwd(const __grid_constant__ AttentionBwdParams p) {
   using T = typename Engine::T;
   using This = BwdPass<Engine, Score>;
@@ -108,6 +109,17 @@ Status launch_bwd_pass(const AttentionBwdParams& p, const Exec& exec) {
   return simt::launch(attention_bwd<Engine, Score>,
                       bwd_blocks(p.fwd, Tile::BLOCK, owns_keys(Tile::PASS)), Tile::THREADS,
                       Tile::SHARED_BYTES, exec.stream, p);
+}
+
+// Head dimensions beyond 256.
+template <class T, class Score>
+Status launch_attention_bwd_wide(const AttentionBwdParams& p, const Exec& exec) {
+  Status failed = nullptr;
+  if (p.d_q || p.row_shares)
+    failed = launch_bwd_pass<BwdWideWarp<WideBwdTile<T, Pass::Q>>, Score>(p, exec);
+  if (!failed && (p.d_k || p.d_v))
+    failed = launch_bwd_pass<BwdWideWarp<WideBwdTile<T, Pass::KV>>, Score>(p, exec);
+  return failed;
 }
 
 template <class T, class Score>

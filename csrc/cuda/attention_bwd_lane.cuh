@@ -33,6 +33,9 @@ struct BwdLane {
   static constexpr bool NEIGHBORS = false;
   using Products = float[ROWS][COLS];
   using Sums = float[ROWS][D / 32][2];
+  using SumsA = Sums;
+  using SumsB = Sums;
+  static constexpr int COPIERS = Tile::THREADS;
 
   Smem& smem;
 
@@ -79,6 +82,10 @@ struct BwdLane {
       }
     }
   }
+
+  __device__ __forceinline__ void gather(Products&, Products&) const {}
+  template <bool BOTH>
+  __device__ __forceinline__ void publish(const Products&, const Products&) const {}
 
   // Weights in shared memory, for this warp.
   struct Weights {};

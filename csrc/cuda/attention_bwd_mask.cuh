@@ -46,11 +46,11 @@ struct MaskSum {
   __device__ __forceinline__ MaskSum(const AttentionBwdParams& p, typename Engine::Smem& smem)
       : p(p), smem(smem), engine(smem) {}
 
-  template <class To>
+  template <class Stream, class To>
   __device__ __forceinline__ static void load(To& tile, const void* tensor, const Strides& stride,
                                               int b, int h, int rows, int cols, int first) {
     const GlobalMatrix<const T> from(tensor, stride, b, h, 0, rows, cols);
-    TileStream<To, THREADS>(from, first).load(tile, first);
+    Stream(from, first).load(tile, first);
   }
 
   // Adds the pairs of queries from i0 on and keys from j0 on.
@@ -62,10 +62,15 @@ struct MaskSum {
     if (score.kv_begin(i0, i1) >= j0 + Tile::STEP || score.kv_end(i0, i1) <= j0) return;
     const int h_kv = h / (f.Hq / f.Hkv);
     simt::sync();  // no warp still reads the last tiles
-    load(smem.own[0], f.q, f.q_stride, b, h, seq.sq, f.D, i0);
-    load(smem.own[1], p.d_o, p.d_o_stride, b, h, seq.sq, f.Dv, i0);
-    load(smem.other[0], f.k, f.k_stride, b, h_kv, seq.sk, f.D, j0);
-    load(smem.other[1], f.v, f.v_stride, b, h_kv, seq.sk, f.Dv, j0);
+    using Own = TileStream<typename Engine::OwnTile, THREADS>;
+    using Stream =
+        TileStream<typename Engine::OtherTile, Engine::COPIERS, THREADS / Engine::COPIERS>;
+    using Walk = typename Stream::Walk;
+    load<Own>(smem.own[0], f.q, f.q_stride, b, h, seq.sq, f.D, i0);
+    load<Own>(smem.own[1], p.d_o, p.d_o_stride, b, h, seq.sq, f.Dv, i0);
+    if (Walk::is_of_team(0)) load<Stream>(smem.other[0], f.k, f.k_stride, b, h_kv, seq.sk, f.D, j0);
+    if (Walk::is_of_team(1))
+      load<Stream>(smem.other[1], f.v, f.v_stride, b, h_kv, seq.sk, f.Dv, j0);
     simt::cp_async_commit();
     simt::cp_async_wait<0>();
     simt::sync();  // the tiles have landed for every thread
@@ -79,6 +84,7 @@ struct MaskSum {
     typename Engine::Products x = {}, d = {};
     engine.template multiply<0, 2>(x, 0);
     engine.template multiply<1, 2>(d, 1);
+    engine.gather(x, d);
     const auto place = [&](int r, int c) { return Pair{i0 + engine.row(r), j0 + engine.col(c)}; };
     uint32_t kept = ~0u;
     if (f.dropout > 0)
@@ -115,7 +121,7 @@ __device__ __forceinline__ void store_cell(const AttentionBwdParams& p, int64_t 
 }
 
 template <class Engine, class Score>
-__global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
+__global__ void __launch_bounds__(Engine::Tile::THREADS, Engine::Tile::BLOCKS)
     attention_bwd_mask(const __grid_constant__ AttentionBwdParams p) {
   using Sum = MaskSum<Engine, Score>;
   constexpr int BLOCK = Engine::Tile::BLOCK, STEP = Engine::STEP, THREADS = Sum::THREADS;
@@ -166,19 +172,30 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, 2)
   }
 }
 
+template <class Engine, class Score>
+Status launch_bwd_mask(const AttentionBwdParams& p, const Exec& exec) {
+  using Tile = typename Engine::Tile;
+  const MaskCells cells(p, Tile::BLOCK, Tile::STEP);
+  const int64_t grid =
+      int64_t(cells.batch.cells()) * cells.head.cells() * cells.row.cells() * cells.col.cells();
+  return simt::launch(attention_bwd_mask<Engine, Score>, grid, Tile::THREADS, Tile::SHARED_BYTES,
+                      exec.stream, p);
+}
+
 template <class T>
 Status launch_attention_bwd_mask(const AttentionBwdParams& p, const Exec& exec) {
   using Score = General<float>;
   return with_dim_of<MASK_GRADIENT_DIMS<T>>(
       p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) {
         using Engine = typename BwdEngines<T, Score>::template Engine<D, Pass::MASK>;
-        using Tile = typename Engine::Tile;
-        const MaskCells cells(p, Tile::BLOCK, Tile::STEP);
-        const int64_t grid = int64_t(cells.batch.cells()) * cells.head.cells() * cells.row.cells() *
-                             cells.col.cells();
-        return simt::launch(attention_bwd_mask<Engine, Score>, grid, Tile::THREADS,
-                            Tile::SHARED_BYTES, exec.stream, p);
+        return launch_bwd_mask<Engine, Score>(p, exec);
       });
+}
+
+// Head dimensions beyond 256.
+template <class T>
+Status launch_attention_bwd_wide_mask(const AttentionBwdParams& p, const Exec& exec) {
+  return launch_bwd_mask<BwdWideWarp<WideBwdTile<T, Pass::MASK>>, General<float>>(p, exec);
 }
 
 }  // namespace atx::ATX_TARGET

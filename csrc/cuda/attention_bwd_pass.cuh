@@ -18,7 +18,9 @@ struct BwdPass {
   using Tile = typename Engine::Tile;
   using T = typename Tile::T;
   using Smem = BwdSmem<Engine>;
-  using Stream = TileStream<typename Engine::OtherTile, Tile::THREADS>;
+  // So many threads copy a tile: all of them, or half of them A' and the others B'.
+  static constexpr int COPIERS = Engine::COPIERS, TEAMS = Tile::THREADS / COPIERS;
+  using Stream = TileStream<typename Engine::OtherTile, COPIERS, TEAMS>;
   static constexpr Pass PASS = Tile::PASS;
   static constexpr bool KEYS = owns_keys(PASS);
   static constexpr bool SUMS_A = PASS != Pass::V, SUMS_B = PASS == Pass::V || PASS == Pass::KV;
@@ -38,7 +40,8 @@ struct BwdPass {
   int64_t stat_at;     // KEYS: where the next tile's query threadIdx.x has its lse and delta
   RowStat stat;        // and what they are
   RowStat rows[ROWS];  // otherwise: of this lane's rows
-  typename Engine::Sums sums_a = {}, sums_b = {};
+  typename Engine::SumsA sums_a = {};
+  typename Engine::SumsB sums_b = {};
   float shares[ROWS] = {};  // of this lane's rows (params.h, row_shares), General only
 
   __device__ __forceinline__ BwdPass(const AttentionBwdParams& p, const BwdBlock& block, Smem& smem,
@@ -65,8 +68,8 @@ struct BwdPass {
   // Starts the copies of the tile at `at`. WHOLE: TileStream's.
   template <bool WHOLE>
   __device__ __forceinline__ void fetch(int to, int at) {
-    a.template load<WHOLE>(smem.other[2 * to], at);
-    b.template load<WHOLE>(smem.other[2 * to + 1], at);
+    if (Stream::Walk::is_of_team(0)) a.template load<WHOLE>(smem.other[2 * to], at);
+    if (Stream::Walk::is_of_team(1)) b.template load<WHOLE>(smem.other[2 * to + 1], at);
     simt::cp_async_commit();
     if (KEYS && threadIdx.x < STEP)
       stat = row_stat<Score>(p, stat_at, at + int(threadIdx.x) < a.from.rows);
@@ -185,9 +188,9 @@ struct BwdPass {
   }
 
   // sums += weights other[tile]. guarded: the tile holds nan or inf.
-  __device__ __forceinline__ void add(typename Engine::Sums& sums,
-                                      const typename Engine::Products& weights, int tile,
-                                      bool guarded) const {
+  template <class Sums>
+  __device__ __forceinline__ void add(Sums& sums, const typename Engine::Products& weights,
+                                      int tile, bool guarded) const {
     const auto handed = engine.hand_over(weights);
     if (guarded)
       engine.accumulate_guarded(sums, handed, tile);
@@ -212,8 +215,8 @@ struct BwdPass {
     }
     const int a_tile = 2 * stage, b_tile = 2 * stage + 1;
     const bool guarded =
-        !PLAIN && simt::sync_or((SUMS_A && holds_nonfinite<THREADS>(smem.other[a_tile])) ||
-                                (SUMS_B && holds_nonfinite<THREADS>(smem.other[b_tile])));
+        !PLAIN && simt::sync_or((SUMS_A && holds_nonfinite<COPIERS, TEAMS>(smem.other[a_tile])) ||
+                                (SUMS_B && holds_nonfinite<COPIERS, TEAMS>(smem.other[b_tile])));
     if (STAGES == 2) fetch_next<PLAIN>(score, stage ^ 1, h, at);
 
     // A linear policy's other tiles are few: not worth the registers that unrolling takes.
@@ -224,10 +227,12 @@ struct BwdPass {
     typename Engine::Products x = {}, d = {};
     engine.template multiply<0, UNROLL>(x, a_tile);
     if constexpr (SUMS_A) engine.template multiply<1, UNROLL>(d, b_tile);
+    engine.gather(x, d);
     if constexpr (Score::LINEAR)
       differentiate<!PLAIN>(score, x, d, at, seen);
     else
       differentiate_logits(score, x, d, h, at, seen);
+    engine.template publish<SUMS_B>(d, x);
     if constexpr (SUMS_B) add(sums_b, x, b_tile, guarded);
     if constexpr (SUMS_A) add(sums_a, d, a_tile, guarded);
 

@@ -26,6 +26,9 @@ struct BwdWarp {
   static constexpr bool NEIGHBORS = true;
   using Products = float[M][STEP / 8][4];
   using Sums = float[M][D / 8][4];
+  using SumsA = Sums;
+  using SumsB = Sums;
+  static constexpr int COPIERS = Tile::THREADS;
 
   Smem& smem;
   uint32_t held[HELD ? HELD : 1][D / K][M][4];  // own[0 ... HELD) as A operands
@@ -88,6 +91,11 @@ struct BwdWarp {
       }
     }
   }
+
+  // What engines do whose warps share products, and weights: nothing.
+  __device__ __forceinline__ void gather(Products&, Products&) const {}
+  template <bool BOTH>
+  __device__ __forceinline__ void publish(const Products&, const Products&) const {}
 
   // Weights as A operands.
   struct Weights {

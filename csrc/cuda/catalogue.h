@@ -59,10 +59,11 @@ struct Catalogue {
         Tile::SHARED_BYTES, 0};
   }
   template <class Tile>
-  constexpr void add_pass(const char* family, const char* dtype, const char* score) {
-    entries[size++] = {
-        family, dtype, score, Tile::D, Tile::BLOCK, Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES,
-        0};
+  constexpr void add_pass(const char* family, const char* dtype, const char* score,
+                          int head_dim_v = 0) {
+    entries[size++] = {family,      dtype,      score,         Tile::D,
+                       Tile::BLOCK, Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES,
+                       head_dim_v};
   }
   template <class T, class Score, int D>
   constexpr void add_bwd(const char* dtype, const char* score) {
@@ -106,10 +107,22 @@ struct Catalogue {
     add_fwd<FwdPairTile<bf16, 192, 128, Score::LINEAR>>("bfloat16", score);
     add_fwd<FwdPairTile<f16, 192, 128, Score::LINEAR>>("float16", score);
   }
+  template <class T>
+  constexpr void add_wide_passes(const char* dtype, const char* score) {
+    add_pass<WideBwdTile<T, Pass::Q>>("attention_bwd q", dtype, score, WIDE_DV);
+    add_pass<WideBwdTile<T, Pass::KV>>("attention_bwd kv", dtype, score, WIDE_DV);
+  }
   template <class Score, bool SPLIT>
   constexpr void add_wide(const char* score) {
     add_fwd<WideTile<bf16, Score::LINEAR, SPLIT>>("bfloat16", score);
     add_fwd<WideTile<f16, Score::LINEAR, SPLIT>>("float16", score);
+  }
+  template <class T>
+  constexpr void add_wide_bwd(const char* dtype) {
+    add_wide_passes<T>(dtype, "window");
+    add_wide_passes<T>(dtype, "general");
+    add_wide_passes<T>(dtype, "general_blocks");
+    add_pass<WideBwdTile<T, Pass::MASK>>("attention_bwd mask", dtype, "general", WIDE_DV);
   }
   template <class Score>
   constexpr void add_split(const char* score) {
@@ -155,6 +168,8 @@ struct Catalogue {
     add_tf32<Window<float>>("window");
     add_tf32<General<float>>("general");
     add_tf32<GeneralBlocks<float>>("general_blocks");
+    add_wide_bwd<bf16>("bfloat16");
+    add_wide_bwd<f16>("float16");
     add_mask_gradient<float>("float32");
     add_mask_gradient<bf16>("bfloat16");
     add_mask_gradient<f16>("float16");

@@ -212,6 +212,26 @@ struct BwdTile {
   static constexpr int UNROLL = D / 16;  // products of a plain tile: all of them
   static constexpr int SHARED_BYTES =
       2 * (BLOCK + STAGES * STEP) * D * 2 + STAGES * STEP * 8;  // 8: a row's log-sum-exp and delta
+  static constexpr int BLOCKS = 2;                              // of a multiprocessor, at least
+};
+
+// Head dimensions beyond 256, on tensor cores (attention_bwd_wide_warp.cuh says who has what). What
+// is in shared memory, 162 of the 163 KB that a block may have on sm_80: the block's rows, of Q and
+// dO or K and V, two stages of the others, the parts of products, 2 KB for each warp, weights of
+// both others, and rows' statistics. Too much for the 99 KB of sm_86 and sm_89.
+template <class T_, Pass PASS_>
+struct WideBwdTile {
+  using T = T_;
+  static constexpr Pass PASS = PASS_;
+  static constexpr int D = WIDE_D, DV = WIDE_DV, WARPS = 8, THREADS = 32 * WARPS, STAGES = 2;
+  static constexpr int UNROLL = 0, BLOCK = 32, STEP = 16;
+  // Whether a warp keeps its quarter of the block's rows in registers, as A operands, which are two
+  // thirds of what its products read: beside the sum of dQ, but not those of dK and dV.
+  static constexpr int HELD = PASS == Pass::Q;
+  static constexpr int SHARED_BYTES = 2 * (BLOCK + STAGES * STEP) * D * 2 +
+                                      WARPS * BLOCK * STEP * 4 + 2 * BLOCK * STEP * 2 +
+                                      STAGES * STEP * 8;
+  static constexpr int BLOCKS = 1;
 };
 
 // Whether dK and dV, of D columns each, are too much for the registers of one warp.
@@ -238,6 +258,7 @@ struct Tf32BwdTile {
   static constexpr int UNROLL = PASS == Pass::Q ? D / 8 : 8;
   static constexpr int SHARED_BYTES =
       2 * (BLOCK + STAGES * STEP) * D * 4 + (STAGES * STEP * 8 + 127) / 128 * 128;
+  static constexpr int BLOCKS = 2;
 };
 
 inline constexpr int TF32_BWD_DIMS[] = {64, MOST_TF32_BWD_DIM};
@@ -264,6 +285,7 @@ struct F32BwdTile {
   static constexpr int BLOCK = D <= 64 ? 64 : 32, STEP = D <= 128 ? 32 : 16;
   static constexpr int SHARED_BYTES =
       (2 * (BLOCK + STAGES * STEP) * D + BLOCK * STEP) * 4 + (STAGES * STEP * 8 + 127) / 128 * 128;
+  static constexpr int BLOCKS = 2;
 };
 
 // The statistics of weights, tensor cores (bf16, f16). A block owns BLOCK rows of Q or K and walks

@@ -7,6 +7,14 @@
 
 namespace atx::ATX_TARGET {
 
+// The exponent bits of the elements in a 32-bit word; all ones: inf or nan.
+template <class T>
+constexpr uint32_t EXPONENTS = 0x7f800000u;
+template <>
+constexpr uint32_t EXPONENTS<bf16> = 0x7f807f80u;
+template <>
+constexpr uint32_t EXPONENTS<f16> = 0x7c007c00u;
+
 // 1.0 in both halves of a word: an exponent of all ones but the highest.
 template <class T>
 constexpr uint32_t ONES = EXPONENTS<T> & 0x3fff3fffu;
@@ -24,10 +32,10 @@ __device__ __forceinline__ bool any_nonfinite(uint32_t word) {
 }
 
 // Whether one of this thread's chunks of the tile holds a nan or inf.
-template <int THREADS, class Tile>
+template <int THREADS, int TEAMS = 1, class Tile>
 __device__ __forceinline__ bool holds_nonfinite(Tile& tile) {
   using T = typename Tile::T;
-  const ChunkWalk<Tile, THREADS> walk;
+  const ChunkWalk<Tile, THREADS, TEAMS> walk;
   bool found = false;
   const auto look = [&](int row, int chunk) {
     const Chunk words = as_chunk(tile.chunk(row, chunk));

@@ -33,6 +33,10 @@ template <class T, class Score>
 Status launch_attention_bwd(const AttentionBwdParams&, const Exec&);
 template <class T>
 Status launch_attention_bwd_mask(const AttentionBwdParams&, const Exec&);
+template <class T, class Score>
+Status launch_attention_bwd_wide(const AttentionBwdParams&, const Exec&);
+template <class T>
+Status launch_attention_bwd_wide_mask(const AttentionBwdParams&, const Exec&);
 template <class T>
 Status launch_attention_bwd_delta(const AttentionBwdParams&, const Exec&);
 template <class A>
@@ -145,14 +149,28 @@ bool is_bwd_in_tf32(const AttentionParams& p) {
   return p.tf32 && p.D <= MOST_TF32_BWD_DIM && p.Dv <= MOST_TF32_BWD_DIM;
 }
 
+// Head dimensions beyond those of BWD_DIMS.
+template <class T>
+Status attention_bwd_wide(const AttentionBwdParams& p, const Exec& exec) {
+  const Status failed = with_coarse_policy(p.fwd, [&]<class Score>(Policy<Score>) {
+    return launch_attention_bwd_wide<T, Score>(p, exec);
+  });
+  return failed || !p.d_mask ? failed : launch_attention_bwd_wide_mask<T>(p, exec);
+}
+template <class T>
+Status attention_bwd_products(const AttentionBwdParams& p, const Exec& exec) {
+  if constexpr (sizeof(T) == 2)
+    if (is_wide(p.fwd.D, p.fwd.Dv)) return attention_bwd_wide<T>(p, exec);
+  const bool rounds = is_bwd_in_tf32(p.fwd);
+  const Status failed = rounds ? attention_bwd_tf32(p, exec) : attention_bwd_passes<T>(p, exec);
+  if (failed || !p.d_mask) return failed;
+  return rounds ? launch_attention_bwd_mask<tf32>(p, exec) : launch_attention_bwd_mask<T>(p, exec);
+}
+
 template <class T>
 Status attention_bwd_of(const AttentionBwdParams& p, const Exec& exec) {
-  const bool rounds = is_bwd_in_tf32(p.fwd);
   Status failed = launch_attention_bwd_delta<T>(p, exec);
-  if (!failed) failed = rounds ? attention_bwd_tf32(p, exec) : attention_bwd_passes<T>(p, exec);
-  if (!failed && p.d_mask)
-    failed =
-        rounds ? launch_attention_bwd_mask<tf32>(p, exec) : launch_attention_bwd_mask<T>(p, exec);
+  if (!failed) failed = attention_bwd_products<T>(p, exec);
   if (!failed) failed = launch_attention_bwd_heads<float>(p, exec);
   return failed;
 }
@@ -199,8 +217,8 @@ const Kernels kernels = {
     .target = ATX_NAME(ATX_TARGET),
     .dtypes = bit(DType::f32) | bit(DType::f16) | bit(DType::bf16),
     .max_head_dim = 256,
-    .max_fwd_head_dim = WIDE_D,
-    .max_fwd_head_dim_v = WIDE_DV,
+    .max_wide_head_dim = WIDE_D,
+    .max_wide_head_dim_v = WIDE_DV,
     .tf32 = true,
     .attention_fwd = attention_fwd,
     .attention_bwd = attention_bwd,

@@ -34,15 +34,9 @@ struct alignas(16) Float4 {
 };
 __device__ __forceinline__ Chunk& as_chunk(void* p) { return *static_cast<Chunk*>(p); }
 
-// Of the elements in a 32-bit word: their sign bits, their exponent bits (all ones: inf or nan).
+// The sign bits of the elements in a 32-bit word.
 template <class T>
 constexpr uint32_t SIGNS = sizeof(T) == 2 ? 0x80008000u : 0x80000000u;
-template <class T>
-constexpr uint32_t EXPONENTS = 0x7f800000u;
-template <>
-constexpr uint32_t EXPONENTS<bf16> = 0x7f807f80u;
-template <>
-constexpr uint32_t EXPONENTS<f16> = 0x7c007c00u;
 
 // One product of the tensor core is over 32 bytes of each row: this many columns.
 template <class T>
@@ -111,13 +105,21 @@ struct GlobalMatrix {
 
 // How a block shares out a tile's chunks: GROUP neighboring threads take neighboring chunks of a
 // row. A thread's further chunks lie whole swizzle periods away, so that their places differ from
-// its first by constants.
-template <class Tile, int THREADS>
+// its first by constants. Larger blocks have TEAMS of THREADS, for a tile each.
+template <class Tile, int THREADS, int TEAMS = 1>
 struct ChunkWalk {
   static constexpr int LANES = Tile::GROUP, STEP = THREADS / LANES;  // STEP rows at a time
   static constexpr int ROW_STEPS = Tile::ROWS / STEP, CHUNK_STEPS = Tile::CHUNKS / LANES;
   static_assert(Tile::ROWS % STEP == 0 && STEP % 8 == 0);
-  int row = int(threadIdx.x / LANES), chunk = int(threadIdx.x % LANES);
+  int row = int(thread() / LANES), chunk = int(thread() % LANES);
+
+  __device__ __forceinline__ static unsigned thread() {
+    return TEAMS == 1 ? threadIdx.x : threadIdx.x % THREADS;
+  }
+  // Whether this thread's team is the n-th; one team walks over all tiles.
+  __device__ __forceinline__ static bool is_of_team(int n) {
+    return TEAMS == 1 || int(threadIdx.x / THREADS) == n;
+  }
 
   // visit(row, chunk) for each of this thread's chunks.
   template <class Visit>
@@ -156,10 +158,10 @@ __device__ __forceinline__ void round_chunks(Tile& tile) {
 // barrier make it visible, as products take it. WHOLE says that the matrix is chunked and that none
 // of the rows is beyond its end; otherwise that is looked up, and a matrix that is not chunked is
 // copied element by element.
-template <class Tile, int THREADS>
+template <class Tile, int THREADS, int TEAMS = 1>
 struct TileStream {
   using T = typename Tile::T;
-  using Walk = ChunkWalk<Tile, THREADS>;
+  using Walk = ChunkWalk<Tile, THREADS, TEAMS>;
 
   const GlobalMatrix<const T>& from;
   const Walk walk;
@@ -202,7 +204,7 @@ struct TileStream {
   __device__ __forceinline__ void load_elements(Tile& tile, int first_row) const {
     const T* first = source - walk.row * from.stride - walk.chunk * Tile::CHUNK;
 #pragma unroll 1
-    for (int at = int(threadIdx.x); at < Tile::ROWS * Tile::COLS; at += THREADS) {
+    for (int at = int(Walk::thread()); at < Tile::ROWS * Tile::COLS; at += THREADS) {
       const int r = at / Tile::COLS, c = at % Tile::COLS;
       const bool inside = first_row + r < from.rows && c < from.cols;
       tile.at(r, c) = inside ? operand(first[r * from.stride + c]) : T{};

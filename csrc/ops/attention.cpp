@@ -178,14 +178,14 @@ Arguments packed(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
 
 std::tuple<Tensor, Tensor> run(const Arguments& a) {
   Reasons reasons(a.op);
-  AttentionRequest request = read_attention(a, reasons, Serves::FORWARD);
+  AttentionRequest request = read_attention(a, reasons, Serves::ATTENTION);
   reasons.raise_first();
   return Call(a, std::move(request)).run();
 }
 
 std::string why_not(const Arguments& a) {
   Reasons reasons(a.op);
-  read_attention(a, reasons, Serves::FORWARD);
+  read_attention(a, reasons, Serves::ATTENTION);
   return reasons.joined();
 }
 

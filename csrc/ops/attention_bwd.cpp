@@ -157,7 +157,7 @@ class Call {
 
 std::vector<Tensor> run(const Arguments& a, const Cotangents& c) {
   Reasons reasons(a.op);
-  AttentionRequest request = read_attention(a, reasons);
+  AttentionRequest request = read_attention(a, reasons, Serves::ATTENTION);
   reasons.raise_first();
   Call call(a, c, request);
   call.read(reasons);

@@ -348,17 +348,17 @@ class Reader {
     const Kernels& has = *r_.kernels;
     if (p_.D <= has.max_head_dim && p_.Dv <= has.max_head_dim) return true;
     const bool is_short = p_.dtype == DType::f16 || p_.dtype == DType::bf16;
-    return serves_ == Serves::FORWARD && is_short && p_.D <= has.max_fwd_head_dim &&
-           p_.Dv <= has.max_fwd_head_dim_v;
+    return serves_ == Serves::ATTENTION && is_short && p_.D <= has.max_wide_head_dim &&
+           p_.Dv <= has.max_wide_head_dim_v;
   }
   std::string served_head_dims() const {
     const Kernels& has = *r_.kernels;
     std::string text = std::string("target ") + has.target +
                        " has kernels for head dimensions up to " + std::to_string(has.max_head_dim);
-    if (has.max_fwd_head_dim)
-      text += ", and of the forward of float16 and bfloat16, without gradients, up to " +
-              std::to_string(has.max_fwd_head_dim) + " of q and k and " +
-              std::to_string(has.max_fwd_head_dim_v) + " of v";
+    if (has.max_wide_head_dim)
+      text += ", and of attention in float16 and bfloat16, but for its statistics, up to " +
+              std::to_string(has.max_wide_head_dim) + " of q and k and " +
+              std::to_string(has.max_wide_head_dim_v) + " of v";
     return text + "; " + shapes();
   }
 

@@ -54,8 +54,9 @@ struct AttentionRequest {
 };
 
 // Notes every reason why the call cannot run; the request is complete only if there is none.
-// Serves: what its kernels compute, for a target may have the forward of more head dimensions.
-enum class Serves { FORWARD, ANY };
+// Serves: what its kernels compute, for a target may have o and its gradients of more head
+// dimensions than the rest.
+enum class Serves { ATTENTION, ANY };
 AttentionRequest read_attention(const Arguments& a, Reasons& reasons, Serves serves = Serves::ANY);
 
 // Notes why the block mask does not fit a call of one batch dimension (batch: its size); completes

@@ -42,7 +42,7 @@ py::dict targets() {
     py::dict row;
     row["dtypes"] = dtypes;
     row["max_head_dim"] = target->max_head_dim;
-    row["max_fwd_head_dim"] = target->max_fwd_head_dim;
+    row["max_wide_head_dim"] = target->max_wide_head_dim;
     rows[target->target] = row;
   }
   return rows;

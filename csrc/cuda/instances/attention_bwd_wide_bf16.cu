@@ -1,0 +1,13 @@
+// attention_bwd beyond a head dimension of 256, bf16: Window, General, and GeneralBlocks, which
+// does for Blocks.
+#include "csrc/core/blocks.h"
+#include "csrc/cuda/attention_bwd_mask.cuh"
+namespace atx::ATX_TARGET {
+template Status launch_attention_bwd_wide<bf16, Window<float>>(const AttentionBwdParams&,
+                                                               const Exec&);
+template Status launch_attention_bwd_wide<bf16, General<float>>(const AttentionBwdParams&,
+                                                                const Exec&);
+template Status launch_attention_bwd_wide<bf16, GeneralBlocks<float>>(const AttentionBwdParams&,
+                                                                      const Exec&);
+template Status launch_attention_bwd_wide_mask<bf16>(const AttentionBwdParams&, const Exec&);
+}  // namespace atx::ATX_TARGET
