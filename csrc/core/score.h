@@ -76,8 +76,10 @@ struct Window : Linear<A> {
     return j < end ? j : end;
   }
   ATX_HD bool full(int i0, int i1, int j0, int j1) const {
-    return j1 <= sk && j0 >= i1 - 1 + lo && j1 - 1 <= i0 + hi;
+    return j1 <= sk && j0 >= full_from(i1) && j1 - 1 <= i0 + hi;
   }
+  // The first key that no query before i1 has behind its window.
+  ATX_HD int full_from(int i1) const { return i1 - 1 + lo; }
   template <class L>
   ATX_HD typename L::Bool keep(int i, int j, int) const {
     const typename L::Position at = L::positions(j);

@@ -15,12 +15,12 @@
 // As in the forward, most tiles are plain: nothing is masked, and both of its sides are whole. The
 // others may hold nan or inf that only some rows attend to: the engines' accumulate_guarded.
 //
-// Plain loop, nvcc 13.0, sm_80, policy Full: SASS instructions per HMMA (and registers) of Pass::Q
+// Plain loop, nvcc 13.0, sm_80, policy Window: SASS instructions per HMMA (and registers) of Pass::Q
 // and Pass::KV, or of Pass::Q, K and V. Scores are computed in each: 7 products, or 8, for 5.
-// - D 32: 5.56 (168), 5.42 (206). 64: 3.69 (222), 3.61 (255). 96: 3.51 (182), 3.55 (230). 128: 3.32
-//   (221), 3.26 (246). 192: 3.15 (216), 3.05 (226), 3.40 (206). 256: 3.25 (225), 3.43 (255), 3.94
-//   (255). Window adds up to 0.15. Q and dO in registers (HELD): 128 had 3.69, 64 had 3.92.
-// - tf32, Window, the turns of its rounding loops counted: D 64: 5.08 (228), 5.55 (248). 128: 6.69
+// - D 32: 5.62 (182), 5.55 (212). 64: 3.72 (235), 3.72 (255). 96: 3.56 (191), 3.68 (233). 128: 3.35
+//   (231), 3.35 (247). 192: 3.16 (225), 3.13 (228), 3.49 (209). 256: 3.30 (235), 3.55 (255), 4.08
+//   (255). Without Q and dO in registers (HELD), 128 had 3.7, 64 had 3.95.
+// - tf32, the turns of its rounding loops counted: D 64: 5.08 (228), 5.55 (248). 128: 6.69
 //   (218), 7.05 (223).
 #pragma once
 #include "csrc/core/kernels.h"

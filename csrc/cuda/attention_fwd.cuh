@@ -18,9 +18,9 @@
 // maximum. The others take the general body: masks, new bases, unaligned tensors, and values that
 // are nan or inf (nonfinite.cuh). A tile that turns out not to be plain is simply done again.
 //
-// Plain loop, nvcc 13.0, sm_80, policy Full: SASS instructions per HMMA (and registers)
-// - D 32: 5.62 (216), 64: 3.59 (254), 96: 3.24 (247), 128: 2.81 (255), 192: 3.05 (244), 256: 2.77
-//   (255). Window adds 0.2 to 0.5. No kernel spills.
+// Plain loop, nvcc 13.0, sm_80, policy Window: SASS instructions per HMMA (and registers)
+// - D 32: 5.89 (255), 64: 3.69 (255), 96: 3.43 (254), 128: 2.95 (255), 192: 3.49 (254), 256: 2.97
+//   (255). No kernel spills.
 #pragma once
 #include "csrc/core/kernels.h"
 #include "csrc/core/score.h"
@@ -177,14 +177,21 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
       }
     }
   } else {
-    // The same with one position in a register: with two, Window spilled on sm_90a at D 128.
+    // The same with one position in a register: with two, Window spilled on sm_90a at D 128. Below
+    // a tile that nothing masks, the window's left edge alone may: one bound for the loop to hold,
+    // where there is a register for it (D 192 spilled on sm_90a).
+    constexpr bool KNOWS_EDGE = TELLS_PLAIN && Tile::D != 192;
     for (; kv0 >= first; kv0 -= KV) {
       attend(warp, p, k_stream, v_stream, kv0, kv0 - KV, first);
       if (!k_stream.chunked() || !v_stream.chunked()) continue;
       const auto pass = [&](int j) {
         return attend_plain(warp, p, k_stream, v_stream, j, j - KV, first);
       };
-      while (plain(kv0 - KV) && pass(kv0 - KV)) kv0 -= KV;
+      if (!plain(kv0 - KV)) continue;
+      const int edge = KNOWS_EDGE ? score.full_from(q1) : first;
+      const int plain_first = edge > first ? edge : first;
+      const auto more = [&](int j) { return KNOWS_EDGE ? j >= plain_first : plain(j); };
+      while (more(kv0 - KV) && pass(kv0 - KV)) kv0 -= KV;
     }
   }
 
