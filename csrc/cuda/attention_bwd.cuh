@@ -15,8 +15,9 @@
 // As in the forward, most tiles are plain: nothing is masked, and both of its sides are whole. The
 // others may hold nan or inf that only some rows attend to: the engines' accumulate_guarded.
 //
-// Plain loop, nvcc 13.0, sm_80, policy Window: SASS instructions per HMMA (and registers) of Pass::Q
-// and Pass::KV, or of Pass::Q, K and V. Scores are computed in each: 7 products, or 8, for 5.
+// Plain loop, nvcc 13.0, sm_80, policy Window: SASS instructions per HMMA (and registers) of
+// Pass::Q and Pass::KV, or of Pass::Q, K and V. Scores are computed in each: 7 products, or 8,
+// for 5.
 // - D 32: 5.62 (182), 5.55 (212). 64: 3.72 (235), 3.72 (255). 96: 3.56 (191), 3.68 (233). 128: 3.35
 //   (231), 3.35 (247). 192: 3.16 (225), 3.13 (228), 3.49 (209). 256: 3.30 (235), 3.55 (255), 4.08
 //   (255). Without Q and dO in registers (HELD), 128 had 3.7, 64 had 3.95.
