@@ -2,7 +2,6 @@
 // dimension and the score policy, for few queries at the lengths of a dense call, never at the
 // batch, so that a row's bits do not depend on what it is batched with.
 #pragma once
-#include <iterator>
 #include <type_traits>
 
 #include "csrc/core/numeric.h"
@@ -28,10 +27,12 @@ constexpr const auto& DIMS = ALL_HEAD_DIMS;
 template <class T, class Score>
 constexpr const auto& DIMS<T, Score, false> = COARSE_HEAD_DIMS;
 
+template <const auto& LIST>
+constexpr int LENGTH = sizeof(LIST) / sizeof(LIST[0]);
 // use(HeadDim<D>{}) of the first D of LIST that holds d, which the last one does.
 template <const auto& LIST, int I = 0, class Use>
 constexpr auto with_dim_of(int d, Use use) {
-  if constexpr (I + 1 == std::size(LIST))
+  if constexpr (I + 1 == LENGTH<LIST>)
     return use(HeadDim<LIST[I]>{});
   else
     return d <= LIST[I] ? use(HeadDim<LIST[I]>{}) : with_dim_of<LIST, I + 1>(d, use);
@@ -40,7 +41,7 @@ constexpr auto with_dim_of(int d, Use use) {
 template <const auto& LIST, int I = 0, class Use>
 constexpr void each_dim_of(Use use) {
   use(HeadDim<LIST[I]>{});
-  if constexpr (I + 1 < std::size(LIST)) each_dim_of<LIST, I + 1>(use);
+  if constexpr (I + 1 < LENGTH<LIST>) each_dim_of<LIST, I + 1>(use);
 }
 
 // The same of D of q and k, and Dv of v. Multi-head latent attention has 64 columns of positions in
