@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   } else {
     // The same with one position in a register: with two, Window spilled on sm_90a at D 128. Below
     // a tile that nothing masks, the window's left edge alone may: one bound for the loop to hold,
-    // where there is a register for it (D 192 spilled on sm_90a).
-    constexpr bool KNOWS_EDGE = TELLS_PLAIN && Tile::D != 192;
+    // where there is a register for it (D 192 spilled on sm_90a, few queries' D 256 on sm_80).
+    constexpr bool KNOWS_EDGE = TELLS_PLAIN && Tile::D != 192 && !Tile::SPLIT;
     for (; kv0 >= first; kv0 -= KV) {
       attend(warp, p, k_stream, v_stream, kv0, kv0 - KV, first);
       if (!k_stream.chunked() || !v_stream.chunked()) continue;
