@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,21 +96,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize((f"{of}variant", f"{of}case", "backend"), runs)
     elif "backend" in used:
         metafunc.parametrize("backend", [pytest.param(_backend(n), id=n) for n in names])
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`--every`, of tests with a backend that list their cases themselves."""
-    every, seen = config.getoption("--every") or 1, Counter()
-    kept, left_out = [], []
-    for item in items:
-        used = {*item.fixturenames}
-        listed = "backend" in used and not used & {"gradient_case", "variant"}
-        name = (item.path, item.originalname)
-        (left_out if listed and seen[name] % every else kept).append(item)
-        seen[name] += 1
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
 
 
 @pytest.fixture(autouse=True)
