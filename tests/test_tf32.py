@@ -208,7 +208,8 @@ def test_two_tiles_do_for_gradients_and_wider_ones_are_exact(d: int, tile: int |
         if tile:
             assert passes == expected
         else:
-            assert len(passes) == 2 and all("BwdLane<F32BwdTile<" in k for k in passes)
+            exact = f"BwdLane<F32BwdTile<{192 if policy == 'Window' else 256}, "
+            assert len(passes) == 2 and all(exact in k for k in passes)
 
 
 def test_gradient_of_a_mask_is_in_tf32_too():
