@@ -74,7 +74,8 @@ def build_library(build: str = "plain", kernels: Sequence[Path] | None = None) -
 
     Args:
         build: `"plain"`, `"hooks"` (finds races, uninitialized and out-of-bounds accesses),
-            `"asan"` (AddressSanitizer and UndefinedBehaviorSanitizer) or `"debug"` (for gdb).
+            `"asan"` (AddressSanitizer and UndefinedBehaviorSanitizer, f16's instances without) or
+            `"debug"` (for gdb).
         kernels: the `.cu` files to link with the machine; None means the package's own.
 
     Raises:
@@ -102,12 +103,10 @@ def build_library(build: str = "plain", kernels: Sequence[Path] | None = None) -
     headers = headers_digest(emulator.parent, emulator, emulator / "analysis")
     jobs = [(source, options.machine, headers) for source in machine]
     headers = headers_digest(*kernel_folders(kernels))
-    # Sanitizers take minutes to compile: f16's instances are bf16's but for a conversion.
-    twins = [s for s in kernels if build == "asan" and s.stem.endswith("_f16")]
-    jobs += [
-        (source, BUILDS["plain"].kernels if source in twins else options.kernels, headers)
-        for source in kernels
-    ]
+    for source in kernels:
+        # Sanitizers take minutes to compile: f16's instances are bf16's but for a conversion.
+        twin = build == "asan" and source.stem.endswith("_f16")
+        jobs.append((source, BUILDS["plain"].kernels if twin else options.kernels, headers))
     with building():
         made = in_parallel(lambda job: compile_one(*job), jobs)
         library = cache_folder() / f"simt-{build}-{digest(*map(str, made))}.so"

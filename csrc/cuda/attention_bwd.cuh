@@ -20,7 +20,8 @@
 // for 5.
 // - D 32: 5.62 (182), 5.55 (212). 64: 3.72 (235), 3.72 (255). 96: 3.56 (191), 3.68 (233). 128: 3.35
 //   (231), 3.35 (247). 192: 3.16 (225), 3.13 (228), 3.49 (209). 256: 3.30 (235), 3.55 (255), 4.08
-//   (255). Without Q and dO in registers (HELD), 128 had 3.7, 64 had 3.95.
+//   (255). Keeping Q and dO in registers (HELD) spared 0.37 at 128 and
+//   0.23 at 64, when calls without a window had a policy of their own.
 // - tf32, the turns of its rounding loops counted: D 64: 5.08 (228), 5.55 (248). 128: 6.69
 //   (218), 7.05 (223).
 #pragma once

@@ -235,7 +235,7 @@ struct StatsPass {
     return true;
   }
 
-  // Logits that are not linear take longer than a tile that is not plain: one body less to compile.
+  // A policy that is not linear has one body for all tiles: less to compile.
   __device__ __forceinline__ void walk(const Engine& engine) {
     for (int at = steps.first; at < steps.last; at += STEP) {
       if constexpr (Score::LINEAR)

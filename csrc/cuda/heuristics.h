@@ -44,9 +44,10 @@ constexpr void each_dim_of(Use use) {
   if constexpr (I + 1 < LENGTH<LIST>) each_dim_of<LIST, I + 1>(use);
 }
 
-// The same of D of q and k, and Dv of v. Multi-head latent attention has 64 columns of positions in
-// q and k beside the 128 that v has too (DeepSeek-V2, arXiv:2405.04434): a pair of its own spares a
-// third of v's products, and the accumulators are few enough for what D 128 runs on.
+// with_dim_of a type and a policy, of D of q and k, and Dv of v. Multi-head latent attention has 64
+// columns of positions in q and k beside the 128 that v has too (DeepSeek-V2, arXiv:2405.04434): a
+// pair of its own spares a third of v's products, and the accumulators are few enough for what D
+// 128 runs on.
 template <class T, class Score, class Use>
 constexpr auto with_head_dims(int d, int dv, Use use) {
   if (128 < d && d <= 192 && dv <= 128) return use(HeadDim<192, 128>{});

@@ -91,7 +91,7 @@ Status with_type(DType dtype, Launch launch) {
   }
 }
 
-// Head dimensions beyond those of HEAD_DIMS.
+// Head dimensions beyond those of ALL_HEAD_DIMS.
 template <class T>
 Status attention_fwd_wide(const AttentionParams& p, const Exec& exec) {
   if (!p.workspace)
