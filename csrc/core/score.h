@@ -136,7 +136,7 @@ struct General : Window<A> {
   ATX_HD typename L::Float score(typename L::Float s, int i, int j, int n) const {
     typename L::Float x = s * scale;
     if (softcap != 0) x = L::tanh(x * (1 / softcap)) * softcap;
-    if (forgets()) return forget<L>(x, i, j, n);
+    if (forgets()) return forget<L>(x, level_with(i), j, n);
     if (slope != 0) x = x - L::distance(i + level, j) * slope;
     if (mask.data && mask.dtype != DType::boolean) x = L::add_bias(x, L::load_float(mask, i, j, n));
     return x;
@@ -148,14 +148,22 @@ struct General : Window<A> {
   ATX_HD bool window_holds(int i0, int i1, int j0, int j1) const {
     return Window<A>::full(i0, i1, j0, j1);
   }
-  // x, and the difference of the sums where query i is level and at keys from j on.
-  template <class L>
-  ATX_HD typename L::Float forget(typename L::Float x, int i, int j, int n) const {
+  // The sums where query i is level, and the difference of these and those at keys from j on, added
+  // to x.
+  struct Level {
+    A sum, rest;
+  };
+  ATX_HD Level level_with(int i) const {
     int at = i + (p->bottom_right ? p->Sk - p->Sq : 0);  // Window's offset, without its register
     at = at < 0 ? 0 : at < p->Sk ? at : p->Sk - 1;
+    const A* const sums = static_cast<const A*>(mask.data);
+    return {sums[at], sums[at + p->Sk]};
+  }
+  template <class L>
+  ATX_HD typename L::Float forget(typename L::Float x, const Level& from, int j, int n) const {
     const A *const sums = static_cast<const A*>(mask.data), *const rest = sums + p->Sk;
-    x = x + (sums[at] - L::load(sums + j, n));
-    return x + (rest[at] - L::load(rest + j, n));
+    x = x + (from.sum - L::load(sums + j, n));
+    return x + (from.rest - L::load(rest + j, n));
   }
   // What the gradient of a pair's logit counts for in row_shares (params.h).
   template <class L>

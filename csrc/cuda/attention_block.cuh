@@ -87,6 +87,18 @@ struct Exponential {
       : unit_log2(fmaxf(fabsf(scale) * LOG2_E, 1.17549435e-38f)),
         negative(Score::LINEAR && scale < 0) {}
 
+  // The base of a row without a key up to now. Of a linear policy it is -inf. Others count from the
+  // lowest number: a key's weight is 1, or 2^inf, which is too large, and what is masked out has
+  // none, so that it is a base like any. A row beyond the sequence need not wait for a key.
+  __device__ __forceinline__ static float start(bool exists) {
+    return !exists ? 0.f : Score::LINEAR ? -INFINITY : -3.402823466e38f;
+  }
+  __device__ __forceinline__ static bool has_none(float base) {
+    return Score::LINEAR && base == -INFINITY;
+  }
+  // To count from in a row whose keys are all masked out: any finite base gives 2^-inf = 0.
+  __device__ __forceinline__ static float finite(float base) { return has_none(base) ? 0.f : base; }
+
   __device__ __forceinline__ float exponent(float x, float base) const {
     if constexpr (Score::LINEAR) return fmaf(x, unit_log2, -base);
     return (x - base) * LOG2_E;

@@ -17,9 +17,10 @@
 // good enough (attention_block.cuh), which the sums of the weights tell without a search for the
 // maximum. The others take the general body: masks, new bases, unaligned tensors, and values that
 // are nan or inf (nonfinite.cuh). A tile that turns out not to be plain is simply done again.
+// General's tiles are plain whatever masks them.
 //
 // Plain loop, nvcc 13.0, sm_80, policy Window: SASS instructions per HMMA (and registers)
-// - D 32: 5.89 (255), 64: 3.69 (255), 96: 3.43 (254), 128: 2.95 (255), 192: 3.49 (254), 256: 2.97
+// - D 32: 5.89 (255), 64: 3.70 (255), 96: 3.43 (254), 128: 2.95 (255), 192: 3.48 (254), 256: 2.96
 //   (255). No kernel spills.
 #pragma once
 #include "csrc/core/kernels.h"
@@ -75,19 +76,22 @@ __device__ __forceinline__ void attend(AttentionWarp<Tile, Score>& warp, const A
   simt::sync();  // no warp still reads the marks in K's place, which is overwritten now
   k.step_back(kv0 - next);
   v.step_back(kv0 - next);
-  if (next >= first) k.load(smem.k, next);
+  if (next >= first) {
+    k.load(smem.k, next);
+    warp.load_mask(next);
+  }
   simt::cp_async_commit();
 }
 
-// The same for a whole tile of chunked K and V: of a linear policy for one that nothing masks, if
-// no row's weights grow too large; of General for any, if V has no nan or inf that may be masked.
-// Otherwise answers false and leaves everything to attend: K is still there, V is copied again.
+// The same for a whole tile of chunked K and V, if no row's weights grow too large: one that
+// nothing masks, or of General any, where the output tells whether V has a nan or inf that may be
+// masked. Otherwise answers false and leaves everything to attend: K is still there, V is copied
+// again.
 template <class Tile, class Score, class KStream, class VStream>
 __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
                                              const AttentionParams& p, KStream& k, VStream& v,
                                              int kv0, int next, int first) {
   constexpr int KV = AttentionWarp<Tile, Score>::KV, M = Tile::M;
-  constexpr bool GENERAL = !Score::LINEAR && !Score::SPARSE;
   FwdSmem<Tile>& smem = warp.smem;
   simt::cp_async_wait<0>();
   k.template settle<true>(smem.k);
@@ -98,22 +102,22 @@ __device__ __forceinline__ bool attend_plain(AttentionWarp<Tile, Score>& warp,
 
   float s[M][KV / 8][4] = {}, part[M][2];
   warp.products(s);
-  if constexpr (!Score::LINEAR) warp.template logits<false>(s, kv0, ~uint64_t(0));
-  if constexpr (GENERAL)
-    warp.weigh_logits(s, part);
-  else
-    warp.template weigh<false>(s, part);
+  if constexpr (!Score::LINEAR)
+    warp.template logits<false>(s, kv0, ~uint64_t(0), warp.mask_of(kv0));
+  warp.template weigh<false>(s, part);
   warp.drop(s, p, kv0);
   typename AttentionWarp<Tile, Score>::Weights weights;
   warp.pack(weights, s);
 
   simt::cp_async_wait<0>();
   v.template settle<true>(smem.v);
-  const bool gives_up = GENERAL ? holds_nonfinite<Tile::THREADS>(smem.v) : warp.too_large(part);
   // V has landed for every thread, and no warp still reads K, which is overwritten now
-  if (simt::sync_or(gives_up)) return false;
+  if (simt::sync_or(warp.too_large(part))) return false;
   k.step_back(kv0 - next);
-  if (next >= first) k.template load<true>(smem.k, next);
+  if (next >= first) {
+    k.template load<true>(smem.k, next);
+    warp.load_mask(next);
+  }
   simt::cp_async_commit();
   warp.add(part);
   warp.accumulate(weights);
@@ -138,7 +142,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   // Tiles of keys from the last to the first: the diagonal of a causal mask, and what is near it,
   // sets the bases.
   const auto [begin, end] = keys_of(p, block, score);
-  const int first = begin / KV * KV;
+  int first = begin / KV * KV;  // less 1, which changes no comparison: no tile is taken for plain
   int kv0 = begin < end ? (end - 1) / KV * KV : first - KV;
   load_queries<THREADS>(smem.q, p, block);
   simt::cp_async_commit();
@@ -161,7 +165,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   AttentionWarp<Tile, Score> warp(smem, score, block.rows(p), exponential);
   warp.keep_q();
   const auto before = [&](int j) { return tile_before<KV>(score, q0, q1, j); };
-  // General's kernels ask tile by tile what masks it.
+  // General's kernels ask tile by tile what masks it, and only in the end whether nan or inf of V
+  // has come to where it may be masked.
   constexpr bool TELLS_PLAIN = Score::LINEAR || Score::SPARSE;
   const auto plain = [&](int j) {
     return j >= first && (!TELLS_PLAIN || score.full(q0, q1, j, j + KV));
@@ -183,15 +188,28 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     constexpr bool KNOWS_EDGE = TELLS_PLAIN && Tile::D != 192 && !Tile::SPLIT;
     for (; kv0 >= first; kv0 -= KV) {
       attend(warp, p, k_stream, v_stream, kv0, kv0 - KV, first);
-      if (!k_stream.chunked() || !v_stream.chunked()) continue;
+      const bool careful = !TELLS_PLAIN && first % 2 != 0;
+      if (careful || !k_stream.chunked() || !v_stream.chunked()) continue;
       const auto pass = [&](int j) {
         return attend_plain(warp, p, k_stream, v_stream, j, j - KV, first);
       };
-      if (!plain(kv0 - KV)) continue;
+      if (TELLS_PLAIN && !plain(kv0 - KV)) continue;
       const int edge = KNOWS_EDGE ? score.full_from(q1) : first;
       const int plain_first = edge > first ? edge : first;
       const auto more = [&](int j) { return KNOWS_EDGE ? j >= plain_first : plain(j); };
       while (more(kv0 - KV) && pass(kv0 - KV)) kv0 -= KV;
+      if (TELLS_PLAIN || kv0 != first || !simt::sync_or(!warp.is_finite())) continue;
+      // A nan or inf of V may have come to where it is masked out. The same again, as if no tile
+      // were plain; no warp still reads K, which is overwritten now.
+      --first;
+      warp.start_again();
+      const int last =
+          (keys_of(p, typename Owned<Tile>::Block(p, Tile::BLOCK_Q), score).end - 1) / KV * KV;
+      k_stream.step_back(kv0 - KV - last);
+      v_stream.step_back(kv0 - KV - last);
+      kv0 = last + KV;
+      k_stream.load(smem.k, last);
+      simt::cp_async_commit();
     }
   }
 

@@ -2,10 +2,11 @@
 // weights, and their sums with V, in registers.
 #pragma once
 #include "csrc/cuda/attention_fwd_scores.cuh"
+#include "csrc/cuda/mask_tile.cuh"
 
 namespace atx::ATX_TARGET {
 
-template <class Tile>
+template <class Tile, bool = Tile::STAGES_MASK>
 struct FwdSmem {
   SmemTile<typename Tile::T, Tile::BLOCK_Q, Tile::D> q;  // at the end, the output on its way out
   SmemTile<typename Tile::T, Tile::BLOCK_KV, Tile::D> k;
@@ -16,6 +17,10 @@ struct FwdSmem {
     static_assert(sizeof(v) <= sizeof(k));
     return reinterpret_cast<decltype(v)&>(k);
   }
+};
+template <class Tile>
+struct FwdSmem<Tile, true> : FwdSmem<Tile, false> {
+  MaskTile<Tile::BLOCK_Q, Tile::BLOCK_KV> mask;
 };
 
 // A warp's view of its block.
@@ -38,6 +43,18 @@ struct AttentionWarp : ScoreWarp<Tile, Score> {
         smem(smem),
         v_address(smem.v, first_key(), lane()) {}
 
+  __device__ __forceinline__ void start_again() {
+    Base::forget_keys();
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int n = 0; n < DV / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) o[m][n][e] = 0;
+      }
+    }
+  }
+
   // Whether no row of this warp sees a key of the tile.
   __device__ __forceinline__ bool is_idle(int kv0) const {
     if (!Score::LINEAR) return false;  // not worth the registers there
@@ -49,25 +66,26 @@ struct AttentionWarp : ScoreWarp<Tile, Score> {
     return i >= rows.sq || score.kv_end(i, i1) <= kv0 || score.kv_begin(i, i1) >= kv0 + KV;
   }
 
-  // The same as weigh for a policy that is not linear, from logits: each row's base is moved first,
-  // if it has to be. Most need not: their first weights stay, where there are registers for both.
-  __device__ __forceinline__ void weigh_logits(float (&s)[M][KV / 8][4], float (&part)[M][2]) {
-    if constexpr (D > 192) {
-      move_bases(s);
-      return this->template weigh<true>(s, part);
+  static constexpr bool STAGES_MASK = Tile::STAGES_MASK && !Score::LINEAR && !Score::SPARSE;
+  // The share of a mask in the tile of keys at kv0, all of which exist, on its way to shared
+  // memory.
+  __device__ __forceinline__ void load_mask(int kv0) const {
+    if constexpr (STAGES_MASK)
+      if (is_staged(score))
+        load_mask_tile<Tile::THREADS>(smem.mask, score.mask, rows.first, rows.sq, kv0);
+  }
+  // It, once it has landed; or what lanes load by themselves.
+  __device__ __forceinline__ auto mask_of(int kv0) const {
+    if constexpr (STAGES_MASK) {
+      return StagedMask<M, KV, decltype(smem.mask)>{smem.mask, is_staged(score), first_row(),
+                                                    first_key()};
+    } else {
+      typename Base::MaskPairs words;
+      // Few queries' D 256 has no registers to load them ahead.
+      if constexpr (!Score::LINEAR && !(Tile::SPLIT && D > 128))
+        atx::ATX_TARGET::load_mask(words, score, rows.sq, Base::places(kv0));
+      return words;
     }
-    float x[M][KV / 8][4];
-    Base::copy(x, s);
-    this->template weigh<true>(x, part);
-    bool moves = Base::too_large(part);
-#pragma unroll
-    for (int m = 0; m < M; ++m) moves |= base[m][0] == -INFINITY || base[m][1] == -INFINITY;
-    if (simt::any(moves)) {
-      move_bases(s);
-      Base::copy(x, s);
-      this->template weigh<true>(x, part);
-    }
-    Base::copy(s, x);
   }
 
   // Moves the base of each row whose weights, counted from it, would be too large: weigh's
@@ -92,7 +110,7 @@ struct AttentionWarp : ScoreWarp<Tile, Score> {
           part = fmaxf(part, simt::shfl_xor(part, mask));
         }
         const bool move =
-            base[m][r] == -INFINITY ? top > -INFINITY : part > Exponential<Score>::LIMIT;
+            exponential.has_none(base[m][r]) ? top > -INFINITY : part > Exponential<Score>::LIMIT;
         if (!move) continue;
         const float to = exponential.base_at(top), factor = exponential.rebase(base[m][r], to);
         base[m][r] = to;
@@ -104,6 +122,20 @@ struct AttentionWarp : ScoreWarp<Tile, Score> {
         }
       }
     }
+  }
+
+  // Whether everything summed up so far is a number.
+  __device__ __forceinline__ bool is_finite() const {
+    float zeros = 0;  // or nan
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int n = 0; n < DV / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) zeros = fmaf(o[m][n][e], 0.f, zeros);
+      }
+    }
+    return zeros == 0.f;
   }
 
   // o += P V

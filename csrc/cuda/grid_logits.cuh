@@ -21,16 +21,18 @@ __device__ __forceinline__ float tanh_for(float x) {
   return 1 - 2 * simt::reciprocal(simt::exp2(x * float(2 * 1.4426950408889634)) + 1);
 }
 
-// x ← scale x, soft-capped if the call says so.
+// x ← what the factor that it returns turns into the scaled, and maybe soft-capped, product x. The
+// factor is left to what follows, which may have a fused multiply-add for it.
 template <class T, int ROWS, int COLS, class Score, class At>
-__device__ __forceinline__ void scale_and_cap(const Score& score, At at) {
-  if (score.cap() == 0) {
-    for_grid<ROWS, COLS>([&](int r, int c) { at(r, c) *= score.scale; });
-  } else {
-    const float shrunk = score.scale / score.cap();
-    for_grid<ROWS, COLS>(
-        [&](int r, int c) { at(r, c) = tanh_for<T>(at(r, c) * shrunk) * score.cap(); });
-  }
+__device__ __forceinline__ float cap(const Score& score, At at) {
+  if (score.cap() == 0) return score.scale;
+  const float shrunk = score.scale / score.cap();
+  for_grid<ROWS, COLS>([&](int r, int c) { at(r, c) = tanh_for<T>(at(r, c) * shrunk); });
+  return score.cap();
+}
+template <int ROWS, int COLS, class At>
+__device__ __forceinline__ void multiply(At at, float factor) {
+  for_grid<ROWS, COLS>([&](int r, int c) { at(r, c) *= factor; });
 }
 
 // gradients ← theirs by the products x, from theirs by the logits.
@@ -49,91 +51,144 @@ __device__ __forceinline__ void through_scale_and_cap(const Score& score, At at,
   }
 }
 
-// at(r, c) ← combine(at(r, c), what the mask of element type M has there). NEIGHBORS: of columns 2n
-// and 2n + 1 in one load.
-template <int ROWS, int COLS, bool NEIGHBORS, class M, class At, class Place, class Combine>
+// Pairs of neighboring elements of a mask, of 8 or 16 bits, as they lie in memory: of columns 2n
+// and 2n + 1 in one load, which may be on its way before the products that they belong to.
+template <int ROWS, int COLS>
+struct MaskWords {
+  bool there = false;  // of all threads alike
+  uint32_t word[ROWS][COLS / 2];
+
+  // visit(r, c, two): pairs c and c + 1 of row r.
+  template <bool BYTES, class Visit>
+  __device__ __forceinline__ void for_each(Visit visit) const {
+    for_grid<ROWS, COLS / 2>([&](int r, int c) { visit(r, 2 * c, word[r][c]); });
+  }
+
+  // there ← the mask has such pairs, which all exist.
+  template <class Place>
+  __device__ __forceinline__ void load(const Mask& mask, Place place) {
+    const int size = size_of(mask.dtype);
+    const auto address = reinterpret_cast<uintptr_t>(mask.data);
+    there = size <= 2 && mask.col == 1 && (address | uint64_t(mask.row) * size) % (2 * size) == 0;
+    if (!there) return;
+    if (size == 2)
+      load_as<uint32_t>(mask, place);
+    else
+      load_as<uint16_t>(mask, place);
+  }
+
+ private:
+  template <class Word, class Place>
+  __device__ __forceinline__ void load_as(const Mask& mask, Place place) {
+    const char* const data = static_cast<const char*>(mask.data);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+      for (int c = 0; c < COLS; c += 2) {
+        const auto [i, j] = place(r, c);
+        word[r][c / 2] =
+            *reinterpret_cast<const Word*>(data + (i * mask.row + j) * int(sizeof(Word) / 2));
+      }
+    }
+  }
+};
+
+// at(r, c) ← combine(at(r, c), what the mask of element type M has there).
+template <int ROWS, int COLS, class M, class At, class Place, class Combine>
 __device__ __forceinline__ void combine_mask(const Mask& mask, At at, Place place,
                                              Combine combine) {
-  struct alignas(2 * sizeof(M)) Neighbors {
-    M x[2];
-  };
   const M* const data = static_cast<const M*>(mask.data);
   // A row's loads are on their way before the first is needed; of more, registers would run out.
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
     M found[COLS];
-    if constexpr (NEIGHBORS) {
 #pragma unroll
-      for (int c = 0; c < COLS; c += 2) {
-        const auto [i, j] = place(r, c);
-        const auto two = *reinterpret_cast<const Neighbors*>(data + i * mask.row + j);
-        found[c] = two.x[0], found[c + 1] = two.x[1];
-      }
-    } else {
-#pragma unroll
-      for (int c = 0; c < COLS; ++c) {
-        const auto [i, j] = place(r, c);
-        found[c] = data[i * mask.row + j * mask.col];
-      }
+    for (int c = 0; c < COLS; ++c) {
+      const auto [i, j] = place(r, c);
+      found[c] = data[i * mask.row + j * mask.col];
     }
 #pragma unroll
     for (int c = 0; c < COLS; ++c) at(r, c) = combine(at(r, c), found[c]);
   }
 }
 
-// The mask's share in the logits. whole: every pair of the grid exists. existing: place, of pairs
-// that exist.
-template <int ROWS, int COLS, bool NEIGHBORS, class At, class Place, class Existing>
-__device__ __forceinline__ void add_mask(const Mask& mask, bool whole, At at, Place place,
+// x ← factor x and the mask's share. existing: places of pairs that exist.
+template <int ROWS, int COLS, bool EXACT, class Words, class At, class Existing>
+__device__ __forceinline__ void add_mask(const Mask& mask, const Words& words, float factor, At at,
                                          Existing existing) {
-  const auto with = [&]<class M>(M, auto combine) {
-    const auto in_twos = [&] {
-      const uint64_t row = uint64_t(mask.row) * sizeof(M);
-      return mask.col == 1 && (reinterpret_cast<uintptr_t>(mask.data) | row) % (2 * sizeof(M)) == 0;
-    };
-    if constexpr (NEIGHBORS)
-      if (whole && in_twos()) return combine_mask<ROWS, COLS, true, M>(mask, at, place, combine);
-    combine_mask<ROWS, COLS, false, M>(mask, at, existing, combine);
+  // -inf masks even a product that is nan.
+  const auto add = [=](float x, float bias) {
+    return EXACT && bias == -INFINITY ? bias : fmaf(x, factor, bias);
   };
-  const auto add = [](float x, auto bias) { return OneLane<float>::add_bias(x, to_float(bias)); };
+  const auto add_element = [=](float x, auto bias) { return add(x, to_float(bias)); };
+  const auto choose = [=](float x, uint32_t keep) { return keep ? x * factor : -INFINITY; };
+  if (words.there) {
+    const auto halves = [&](auto of_half) {
+      words.template for_each<false>([&](int r, int c, uint32_t two) {
+        at(r, c) = of_half(at(r, c), two << 16);
+        at(r, c + 1) = of_half(at(r, c + 1), two & 0xffff0000u);
+      });
+    };
+    if (mask.dtype == DType::boolean)
+      words.template for_each<true>([&](int r, int c, uint32_t two) {
+        at(r, c) = choose(at(r, c), two & 0xff);
+        at(r, c + 1) = choose(at(r, c + 1), two & 0xff00);
+      });
+    else if (mask.dtype == DType::f16)
+      halves([&](float x, uint32_t high) { return add_element(x, f16{uint16_t(high >> 16)}); });
+    else
+      halves([&](float x, uint32_t high) { return add(x, bit_cast<float>(high)); });
+    return;
+  }
   switch (mask.dtype) {
     case DType::boolean:
-      return with(uint8_t{}, [](float x, uint8_t keep) { return keep ? x : -INFINITY; });
+      return combine_mask<ROWS, COLS, uint8_t>(mask, at, existing, choose);
     case DType::f32:
-      return with(float{}, add);
+      return combine_mask<ROWS, COLS, float>(mask, at, existing, add_element);
     case DType::f16:
-      return with(f16{}, add);
+      return combine_mask<ROWS, COLS, f16>(mask, at, existing, add_element);
     default:
-      return with(bf16{}, add);
+      return combine_mask<ROWS, COLS, bf16>(mask, at, existing, add_element);
   }
 }
 
-// What comes after the soft-cap of a policy that is not sparse. whole: every pair of the grid
-// exists. inside: and lies in the policy's window.
-template <int ROWS, int COLS, bool NEIGHBORS, class Score, class At, class Place>
-__device__ __forceinline__ void add_options(const Score& score, int sq, bool whole, bool inside,
-                                            At at, Place place) {
+// What comes after the soft-cap of a policy that is not sparse, but for its factor. inside: every
+// pair of the grid exists and lies in the policy's window.
+template <int ROWS, int COLS, bool EXACT, class Score, class Words, class At, class Place>
+__device__ __forceinline__ void add_options(const Score& score, int sq, bool inside,
+                                            const Words& words, float factor, At at, Place place) {
   using Lane = OneLane<float>;
   // The policy reads what is of a query or a key: no further than their end.
   const auto existing = [&](int r, int c) {
     const auto [i, j] = place(r, c);
-    return Pair{i < sq ? i : sq - 1, j < score.sk ? j : score.sk - 1};
+    return Pair{i < sq ? i : sq - 1, !EXACT || j < score.sk ? j : score.sk - 1};
   };
   if (score.forgets()) {
-    for_grid<ROWS, COLS>([&](int r, int c) {
-      const auto [i, j] = existing(r, c);
-      at(r, c) = score.template forget<Lane>(at(r, c), i, j, 1);
-    });
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      auto level = score.level_with(existing(r, 0).i);
+#pragma unroll
+      for (int c = 0; c < COLS; ++c) {
+        const auto [i, j] = existing(r, c);
+        if (i != existing(r, 0).i) level = score.level_with(i);  // where rows are keys
+        at(r, c) = score.template forget<Lane>(at(r, c) * factor, level, j, 1);
+      }
+    }
   } else {
-    if (score.slope != 0)
+    if (score.slope != 0) {
       for_grid<ROWS, COLS>([&](int r, int c) {
         // Within a grid, distances differ by constants: one conversion serves all of them.
         const auto [i, j] = place(r, c);
         const auto [i0, j0] = place(0, 0);
-        const float distance = float(i0 + score.level - j0) + float((i - i0) - (j - j0));
-        at(r, c) -= fabsf(distance) * score.slope;
+        const float distance = float(i0 + (score.sk - sq) - j0) + float((i - i0) - (j - j0));
+        at(r, c) = fmaf(fabsf(distance), -score.slope, at(r, c) * factor);
       });
-    if (score.mask.data) add_mask<ROWS, COLS, NEIGHBORS>(score.mask, whole, at, place, existing);
+      factor = 1;
+    }
+    if (score.mask.data)
+      add_mask<ROWS, COLS, EXACT>(score.mask, words, factor, at, existing);
+    else if (score.slope == 0)
+      multiply<ROWS, COLS>(at, factor);
   }
   if (!inside)
     for_grid<ROWS, COLS>([&](int r, int c) {
@@ -142,23 +197,49 @@ __device__ __forceinline__ void add_options(const Score& score, int sq, bool who
     });
 }
 
+// What grid_logits reads of a mask, on its way, if all keys of the grid exist.
+template <int ROWS, int COLS, class Score, class Place>
+__device__ __forceinline__ void load_mask(MaskWords<ROWS, COLS>& words, const Score& score, int sq,
+                                          Place place) {
+  if constexpr (!Score::SPARSE)
+    if (score.mask.data && !score.forgets())
+      words.load(score.mask, [&](int r, int c) {
+        const auto [i, j] = place(r, c);
+        return Pair{i < sq ? i : sq - 1, j};
+      });
+}
+
 // products ← logits of a policy that is not linear, for operands of type T; -inf where masked out.
 // The grid lies among queries [i0, i1) and keys [j0, j1), some of which may not exist. seen: what
-// seen_pairs says of its pairs. NEIGHBORS: columns 2n and 2n + 1 are keys 2m and 2m + 1.
-template <class T, int ROWS, int COLS, bool NEIGHBORS, class Score, class Seen, class At,
-          class Place>
+// seen_pairs says of its pairs. words: load_mask's, which asks for columns 2n and 2n + 1 to be keys
+// 2m and 2m + 1; otherwise none. Not EXACT: all keys exist, and a product that is nan, or inf,
+// under a bias of -inf becomes nan; everything else the same bits.
+template <class T, int ROWS, int COLS, bool EXACT = true, class Score, class Seen, class Words,
+          class At, class Place>
 __device__ __forceinline__ void grid_logits(const Score& score, int sq, Pair from, Pair to,
-                                            Seen seen, At at, Place place) {
-  scale_and_cap<T, ROWS, COLS>(score, at);
+                                            Seen seen, const Words& words, At at, Place place) {
+  const float factor = cap<T, ROWS, COLS>(score, at);
   if constexpr (Score::SPARSE) {
+    multiply<ROWS, COLS>(at, factor);
     for_grid<ROWS, COLS>([&](int r, int c) {
       if (!(seen >> (r * COLS + c) & 1)) at(r, c) = -INFINITY;
     });
   } else {
-    const bool whole = to.i <= sq && to.j <= score.sk;
-    const bool inside = whole && score.window_holds(from.i, to.i, from.j, to.j);
-    add_options<ROWS, COLS, NEIGHBORS>(score, sq, whole, inside, at, place);
+    const bool inside = score.window_holds(from.i, to.i, from.j, to.j);
+    add_options<ROWS, COLS, EXACT>(score, sq, inside, words, factor, at, place);
   }
+}
+
+// The same where the mask is not on its way. NEIGHBORS: columns 2n and 2n + 1 are keys 2m and 2m +
+// 1.
+template <class T, int ROWS, int COLS, bool NEIGHBORS, class Score, class Seen, class At,
+          class Place>
+__device__ __forceinline__ void grid_logits(const Score& score, int sq, Pair from, Pair to,
+                                            Seen seen, At at, Place place) {
+  MaskWords<ROWS, COLS> words;
+  if constexpr (NEIGHBORS)
+    if (to.j <= score.sk) load_mask(words, score, sq, place);
+  grid_logits<T, ROWS, COLS>(score, sq, from, to, seen, words, at, place);
 }
 
 }  // namespace atx::ATX_TARGET

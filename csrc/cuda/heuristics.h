@@ -44,14 +44,17 @@ constexpr void each_dim_of(Use use) {
   if constexpr (I + 1 < LENGTH<LIST>) each_dim_of<LIST, I + 1>(use);
 }
 
-// with_dim_of a type and a policy, of D of q and k, and Dv of v. Multi-head latent attention has 64
-// columns of positions in q and k beside the 128 that v has too (DeepSeek-V2, arXiv:2405.04434): a
-// pair of its own spares a third of v's products, and the accumulators are few enough for what D
-// 128 runs on.
+// with_dim_of a list, of D of q and k, and Dv of v. Multi-head latent attention has 64 columns of
+// positions in q and k beside the 128 that v has too (DeepSeek-V2, arXiv:2405.04434): a pair of its
+// own spares a third of v's products, and its accumulators are fewer than those of D 192.
+template <const auto& LIST, class Use>
+constexpr auto with_pair_of(int d, int dv, Use use) {
+  if (128 < d && d <= 192 && dv <= 128) return use(HeadDim<192, 128>{});
+  return with_dim_of<LIST>(d > dv ? d : dv, use);
+}
 template <class T, class Score, class Use>
 constexpr auto with_head_dims(int d, int dv, Use use) {
-  if (128 < d && d <= 192 && dv <= 128) return use(HeadDim<192, 128>{});
-  return with_dim_of<DIMS<T, Score>>(d > dv ? d : dv, use);
+  return with_pair_of<DIMS<T, Score>>(d, dv, use);
 }
 
 // Tensor cores (bf16, f16). A warp owns 16 M query rows. ROW_WARPS have rows of their own; others
@@ -74,9 +77,13 @@ struct FwdTile {
                                                                   : 16;
   // Q's fragments stay in registers where accumulators and logits leave room; otherwise they are
   // reread per tile.
-  static constexpr bool Q_IN_REGISTERS = LINEAR ? M * D <= 128 : D <= 64;
-  static constexpr int SHARED_BYTES = (BLOCK_Q + 2 * BLOCK_KV) * D * 2;
-  static constexpr int BLOCKS = 2;  // of a multiprocessor, at least
+  static constexpr bool Q_IN_REGISTERS = LINEAR && M * D <= 128;
+  // Whether a mask's share of a tile comes through shared memory too (mask_tile.cuh).
+  static constexpr bool STAGES_MASK = !LINEAR && BLOCK_KV >= 32;
+  static constexpr int SHARED_BYTES =
+      (BLOCK_Q + 2 * BLOCK_KV) * D * 2 + (STAGES_MASK ? BLOCK_Q * BLOCK_KV * 2 : 0);
+  // Of a multiprocessor, at least. Where General needs no more registers, a third hides latency.
+  static constexpr int BLOCKS = !LINEAR && D <= 64 ? 3 : 2;
 };
 
 // Of different D and DV: rows and keys as D = DV has them, whose accumulators these are. Q is
@@ -89,7 +96,9 @@ struct FwdPairTile {
   static constexpr int D = D_, DV = DV_, WARPS = Narrow::WARPS, ROW_WARPS = WARPS;
   static constexpr int THREADS = Narrow::THREADS;
   static constexpr int M = Narrow::M, BLOCK_Q = Narrow::BLOCK_Q, BLOCK_KV = Narrow::BLOCK_KV;
-  static constexpr int SHARED_BYTES = (BLOCK_Q * D + BLOCK_KV * (D + DV)) * 2;
+  static constexpr bool STAGES_MASK = Narrow::STAGES_MASK;
+  static constexpr int SHARED_BYTES =
+      (BLOCK_Q * D + BLOCK_KV * (D + DV)) * 2 + (STAGES_MASK ? BLOCK_Q * BLOCK_KV * 2 : 0);
   static constexpr int BLOCKS = 2;
 };
 // The tile of D and DV.
@@ -114,7 +123,9 @@ struct Tf32Tile {
   // The largest block, of D 256, takes 96 KB of the 99 that sm_86 has.
   static constexpr int BLOCK_KV = D <= 128 ? 32 : 16;
   static constexpr bool Q_IN_REGISTERS = M == 1 && D <= (LINEAR ? 128 : 64);
-  static constexpr int SHARED_BYTES = (BLOCK_Q + 2 * BLOCK_KV) * D * 4;
+  static constexpr bool STAGES_MASK = !LINEAR && BLOCK_KV >= 32;
+  static constexpr int SHARED_BYTES =
+      (BLOCK_Q + 2 * BLOCK_KV) * D * 4 + (STAGES_MASK ? BLOCK_Q * BLOCK_KV * 2 : 0);
   static constexpr int BLOCKS = 2;
 };
 
@@ -157,7 +168,9 @@ struct SplitTile {
   static constexpr int BLOCK_Q = FEW_QUERIES, BLOCK_KV = 64;
   // Bytes in flight are what counts: registers for more blocks rather than for Q.
   static constexpr bool Q_IN_REGISTERS = D <= 64;
-  static constexpr int SHARED_BYTES = (BLOCK_Q + 2 * BLOCK_KV) * D * 2;
+  static constexpr bool STAGES_MASK = !LINEAR && D <= 128;  // 256 spilled 8 bytes
+  static constexpr int SHARED_BYTES =
+      (BLOCK_Q + 2 * BLOCK_KV) * D * 2 + (STAGES_MASK ? BLOCK_Q * BLOCK_KV * 2 : 0);
   static constexpr int BLOCKS = D <= 64 && LINEAR ? 4 : D <= 128 ? 3 : 2;
 };
 
@@ -202,19 +215,44 @@ template <class T_, int D_, Pass PASS_, bool WIDE>
 struct BwdTile {
   using T = T_;
   static constexpr Pass PASS = PASS_;
-  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
+  static constexpr int D = D_, DV = D, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
   // As in the forward, 32 rows halve what is read from shared memory per product, where registers
-  // hold their sums.
-  static constexpr int M = WIDE && D <= 64 ? 2 : 1;
+  // hold their sums: dQ, or both dK and dV.
+  static constexpr int M = WIDE && D <= (PASS == Pass::Q ? 128 : 64) ? 2 : 1;
   static constexpr int BLOCK = 16 * M * WARPS;
-  // How many of Q and dO stay in registers, as A operands, beside the sum of dQ.
-  static constexpr int HELD = PASS != Pass::Q || !WIDE || D > 128 ? 0 : D == 64 ? 1 : 2;
+  // How many of the block's own two stay in registers, as A operands, where there is room beside
+  // the sums: what is left of reading shared memory is that of partners.
+  static constexpr int HELD = !WIDE             ? 0
+                              : PASS == Pass::Q ? (D <= 64    ? 2
+                                                   : D <= 128 ? 0
+                                                              : 1)
+                                                : D > 64;
   // The largest block, of D 256, takes 96 KB of the 99 that sm_86 has.
   static constexpr int STEP = D <= 192 ? 32 : 16;
-  static constexpr int UNROLL = D / 16;  // products of a plain tile: all of them
+  // Products of a plain tile that are unrolled: all of them, unless that spilled (16 bytes).
+  static constexpr bool SPILLED = std::is_same_v<T, f16> && D == 128 && PASS == Pass::KV;
+  static constexpr int UNROLL = SPILLED ? 4 : D / 16;
   static constexpr int SHARED_BYTES =
       2 * (BLOCK + STAGES * STEP) * D * 2 + STAGES * STEP * 8;  // 8: a row's log-sum-exp and delta
   static constexpr int BLOCKS = 2;                              // of a multiprocessor, at least
+};
+
+// Of different D and DV: rows of shared memory as D = DV has them, of which dO and V fill the first
+// DV columns. Of Window alone, which leaves one warp the registers for both dK and dV, though not
+// for rows beside them, nor for all products unrolled.
+template <class T_, int D_, int DV_, Pass PASS_>
+struct BwdPairTile : BwdTile<T_, D_, PASS_, true> {
+  static constexpr int DV = DV_;
+  static constexpr int HELD = PASS_ == Pass::Q ? 1 : 0, UNROLL = PASS_ == Pass::Q ? D_ / 16 : 4;
+};
+// The tile of D and DV.
+template <class T, int D, int DV, Pass PASS, bool WIDE>
+struct BwdTileOf {
+  using Tile = BwdPairTile<T, D, DV, PASS>;
+};
+template <class T, int D, Pass PASS, bool WIDE>
+struct BwdTileOf<T, D, D, PASS, WIDE> {
+  using Tile = BwdTile<T, D, PASS, WIDE>;
 };
 
 // Head dimensions beyond 256, on tensor cores (attention_bwd_wide_warp.cuh says who has what). What
@@ -236,10 +274,10 @@ struct WideBwdTile {
   static constexpr int BLOCKS = 1;
 };
 
-// Whether dK and dV, of D columns each, are too much for the registers of one warp.
+// Whether dK and dV, of d and dv columns, are too much for the registers of one warp.
 template <class T>
-constexpr bool splits_keys_pass(int d) {
-  return sizeof(T) == 2 && d > 128;
+constexpr bool splits_keys_pass(int d, int dv) {
+  return sizeof(T) == 2 && d + dv > 192 + 128;
 }
 
 // Tensor cores (f32 that may be rounded to tf32): the same in words, of at most so many dimensions.
@@ -249,7 +287,7 @@ template <int D_, Pass PASS_, bool WIDE>
 struct Tf32BwdTile {
   using T = tf32;
   static constexpr Pass PASS = PASS_;
-  static constexpr int D = D_, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
+  static constexpr int D = D_, DV = D, WARPS = 4, THREADS = 32 * WARPS, STAGES = 2;
   static constexpr int M = WIDE && D <= 64 ? 2 : 1;
   static constexpr int BLOCK = 16 * M * WARPS;
   static constexpr int HELD = PASS == Pass::Q && WIDE && D == 128 ? 1 : 0;
@@ -270,6 +308,15 @@ template <class T, class Score>
 constexpr const auto& BWD_DIMS = DIMS<T, Score>;
 template <class Score>
 constexpr const auto& BWD_DIMS<tf32, Score> = TF32_BWD_DIMS;
+template <class T, class Score>
+constexpr bool HAS_BWD_PAIR = sizeof(T) == 2 && Score::LINEAR && !Score::SPARSE;
+template <class T, class Score, class Use>
+constexpr auto with_bwd_dims(int d, int dv, Use use) {
+  if constexpr (HAS_BWD_PAIR<T, Score>)
+    return with_pair_of<BWD_DIMS<T, Score>>(d, dv, use);
+  else
+    return with_dim_of<BWD_DIMS<T, Score>>(d > dv ? d : dv, use);
+}
 template <class T>
 constexpr const auto& MASK_GRADIENT_DIMS = COARSE_HEAD_DIMS;
 template <>
