@@ -168,6 +168,23 @@ GRADIENT_CASES = [
 ]
 
 
+PAIR_GRADIENT_CASES = [
+    AttentionCase(sq=130, sk=131, causal=True, **PAIR),
+    AttentionCase(sq=100, sk=200, window=(20, 3), scale=-0.1, align="bottom_right", **PAIR),
+    AttentionCase(sq=140, sk=230, hkv=1, layout="bshd", **PAIR),
+    AttentionCase(sq=65, sk=70, d=130, dv=7, causal=True, layout="padded"),
+    AttentionCase(sq=64, sk=64, d=191, dv=127, sinks=True),
+    AttentionCase(mask="bias", softcap=2.0, dropout=0.3, **PAIR),
+    AttentionCase(sk=0, sinks=True, **PAIR),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", PAIR_GRADIENT_CASES, ids=lambda c: c.name)
+def test_gradients_of_a_pair_match_the_reference(case: AttentionCase, dtype, backend: Backend):
+    check_gradients(VARIANTS["attention"], case, dtype, backend)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", GRADIENT_CASES, ids=lambda c: c.name)
 def test_gradients_of_wide_heads_match_the_reference(case: AttentionCase, dtype, backend: Backend):
@@ -266,6 +283,11 @@ def test_company_does_not_change_gradients_of_wide_heads():
     [
         (576, 512, ["WideBwdTile<bf16, Pass::Q>", "WideBwdTile<bf16, Pass::KV>"]),
         (3, 257, ["WideBwdTile<bf16, Pass::Q>", "WideBwdTile<bf16, Pass::KV>"]),
+        (192, 128, ["BwdPairTile<bf16, 192, 128, Pass::Q>",
+                    "BwdPairTile<bf16, 192, 128, Pass::KV>"]),
+        (129, 1, ["BwdPairTile<bf16, 192, 128, Pass::Q>", "BwdPairTile<bf16, 192, 128, Pass::KV>"]),
+        (192, 129, ["BwdTile<bf16, 192, Pass::Q, true>", "BwdTile<bf16, 192, Pass::K, true>",
+                    "BwdTile<bf16, 192, Pass::V, true>"]),
         (256, 256, ["BwdTile<bf16, 256, Pass::Q, true>", "BwdTile<bf16, 256, Pass::K, true>",
                     "BwdTile<bf16, 256, Pass::V, true>"]),
     ],

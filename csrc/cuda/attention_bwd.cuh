@@ -18,12 +18,12 @@
 // Plain loop, nvcc 13.0, sm_80, policy Window: SASS instructions per HMMA (and registers) of
 // Pass::Q and Pass::KV, or of Pass::Q, K and V. Scores are computed in each: 7 products, or 8,
 // for 5.
-// - D 32: 5.62 (182), 5.55 (212). 64: 3.72 (235), 3.72 (255). 96: 3.56 (191), 3.68 (233). 128: 3.35
-//   (231), 3.35 (247). 192: 3.16 (225), 3.13 (228), 3.49 (209). 256: 3.30 (235), 3.55 (255), 4.08
-//   (255). Keeping Q and dO in registers (HELD) spared 0.37 at 128 and
-//   0.23 at 64, when calls without a window had a policy of their own.
-// - tf32, the turns of its rounding loops counted: D 64: 5.08 (228), 5.55 (248). 128: 6.69
-//   (218), 7.05 (223).
+// - D 32: 5.10 (176), 5.42 (202). 64: 3.38 (245), 3.58 (255). 96: 2.81 (241), 3.54 (238). 128: 2.62
+//   (255), 3.17 (254). 192: 2.82 (243), 3.01 (254), 3.29 (246). 256: 2.89 (255), 3.39 (255), 3.77
+//   (255). What registers hold (BwdTile) spared D 128's Pass::Q 0.7, and an H100 6 to 16 % of the
+//   time of the whole (docs/h100.md).
+// - tf32, the turns of its rounding loops counted, before plain tiles were two bounds: D 64: 5.08,
+//   5.55. 128: 6.69, 7.05.
 #pragma once
 #include "csrc/core/kernels.h"
 #include "csrc/cuda/attention_bwd_lane.cuh"
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, Engine::Tile::BLOCKS)
   const GlobalMatrix<const T> d_o(p.d_o, p.d_o_stride, b, h0, seq.q_row, seq.sq, f.Dv);
   auto& smem = simt::shared<typename This::Smem>();
 
-  const Score some(f, seq, b, h0);  // every head has the same range
+  const Score some(f, seq, b, h0);  // of the heads, which have the same range
   const Steps steps = Score::SPARSE ? Steps{0, KEYS ? seq.sq : seq.sk}
                       : KEYS        ? query_steps<Engine::STEP>(some, first, end, seq.sq)
                                     : key_steps<Engine::STEP>(some, first, end);
@@ -77,7 +77,11 @@ __global__ void __launch_bounds__(Engine::Tile::THREADS, Engine::Tile::BLOCKS)
     pass.engine.hold();
   }
   const bool plain = This::TELLS_PLAIN && (KEYS || !pass.holds_void_row());
-  for (int h = h0; h < h1; ++h) pass.walk(Score(f, seq, b, h), h, plain);
+  if constexpr (KEYS) {
+    for (int h = h0; h < h1; ++h) pass.walk(Score(f, seq, b, h), h, plain);
+  } else {
+    pass.walk(some, h0, plain);
+  }
 
   simt::cp_async_wait<0>();
   simt::sync();  // own rows have landed even if no tile followed, and no lane still reads them: the
@@ -126,39 +130,38 @@ Status launch_attention_bwd_wide(const AttentionBwdParams& p, const Exec& exec) 
 
 template <class T, class Score>
 struct BwdEngines {
-  template <int D, Pass PASS>
-  using Engine = BwdWarp<BwdTile<T, D, PASS, Score::LINEAR && !Score::SPARSE>>;
+  template <int D, int DV, Pass PASS>
+  using Engine = BwdWarp<typename BwdTileOf<T, D, DV, PASS, Score::LINEAR && !Score::SPARSE>::Tile>;
 };
 template <class Score>
 struct BwdEngines<tf32, Score> {
-  template <int D, Pass PASS>
+  template <int D, int, Pass PASS>
   using Engine = BwdWarp<Tf32BwdTile<D, PASS, Score::LINEAR && !Score::SPARSE>>;
 };
 template <class Score>
 struct BwdEngines<float, Score> {
-  template <int D, Pass PASS>
+  template <int D, int, Pass PASS>
   using Engine = BwdLane<F32BwdTile<D, PASS>>;
 };
 
 template <class T, class Score>
 Status launch_attention_bwd(const AttentionBwdParams& p, const Exec& exec) {
-  return with_dim_of<BWD_DIMS<T, Score>>(
-      p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) -> Status {
-        using Engines = BwdEngines<T, Score>;
-        Status failed = nullptr;
-        const auto launch = [&]<Pass PASS>() {
-          if (!failed)
-            failed = launch_bwd_pass<typename Engines::template Engine<D, PASS>, Score>(p, exec);
-        };
-        if (p.d_q || p.row_shares) launch.template operator()<Pass::Q>();
-        if constexpr (splits_keys_pass<T>(D)) {
-          if (p.d_k) launch.template operator()<Pass::K>();
-          if (p.d_v) launch.template operator()<Pass::V>();
-        } else if (p.d_k || p.d_v) {
-          launch.template operator()<Pass::KV>();
-        }
-        return failed;
-      });
+  return with_bwd_dims<T, Score>(p.fwd.D, p.fwd.Dv, [&]<int D, int DV>(HeadDim<D, DV>) -> Status {
+    using Engines = BwdEngines<T, Score>;
+    Status failed = nullptr;
+    const auto launch = [&]<Pass PASS>() {
+      if (!failed)
+        failed = launch_bwd_pass<typename Engines::template Engine<D, DV, PASS>, Score>(p, exec);
+    };
+    if (p.d_q || p.row_shares) launch.template operator()<Pass::Q>();
+    if constexpr (splits_keys_pass<T>(D, DV)) {
+      if (p.d_k) launch.template operator()<Pass::K>();
+      if (p.d_v) launch.template operator()<Pass::V>();
+    } else if (p.d_k || p.d_v) {
+      launch.template operator()<Pass::KV>();
+    }
+    return failed;
+  });
 }
 
 }  // namespace atx::ATX_TARGET

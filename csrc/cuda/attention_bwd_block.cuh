@@ -93,6 +93,18 @@ __device__ __forceinline__ Steps query_steps(const Score& score, int j0, int j1,
   return {first * STEP, last > first ? step_end(last - 1) : first * STEP};
 }
 
+// Where steps start whose pairs with queries [i0, i1) the window holds, all of them.
+template <int STEP>
+__device__ __forceinline__ Steps full_key_steps(const Window<float>& window, int i0, int i1) {
+  return {window.full_from(i1), i0 + window.hi - STEP + 2};
+}
+// The same of queries, with keys [j0, j1).
+template <int STEP>
+__device__ __forceinline__ Steps full_query_steps(const Window<float>& window, int j0, int j1) {
+  if (j1 > window.sk) return {0, 0};
+  return {j1 - 1 - window.hi, j0 - window.lo - STEP + 2};
+}
+
 // A pair's gradients under a linear policy. weight: P, dV's share of dO. product: dX, but for the
 // policy's factor.
 struct PairGradient {

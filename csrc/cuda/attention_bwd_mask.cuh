@@ -187,7 +187,7 @@ Status launch_attention_bwd_mask(const AttentionBwdParams& p, const Exec& exec) 
   using Score = General<float>;
   return with_dim_of<MASK_GRADIENT_DIMS<T>>(
       p.fwd.D > p.fwd.Dv ? p.fwd.D : p.fwd.Dv, [&]<int D>(HeadDim<D>) {
-        using Engine = typename BwdEngines<T, Score>::template Engine<D, Pass::MASK>;
+        using Engine = typename BwdEngines<T, Score>::template Engine<D, D, Pass::MASK>;
         return launch_bwd_mask<Engine, Score>(p, exec);
       });
 }

@@ -112,11 +112,19 @@ struct BwdPass {
     if (!ends) fetch<false>(to, next);
   }
 
-  // Whether nothing in the tile at `at` is masked and it, as the one after it, is whole and
-  // chunked.
+  // Where tiles start that are plain: whole and chunked, as the one after it is, and nothing in it
+  // is masked. Two bounds, found once: asked tile by tile, as a sparse policy must be, what the
+  // answer takes stays in a dozen registers.
+  __device__ __forceinline__ Steps plain_steps(const Score& score) const {
+    if (!a.chunked() || !b.chunked()) return {0, 0};
+    const int own_end = block.first + Tile::BLOCK, whole = a.from.rows - 2 * STEP + 1;
+    const Steps full = KEYS ? full_query_steps<STEP>(score, block.first, own_end)
+                            : full_key_steps<STEP>(score, block.first, own_end);
+    return {full.first, full.last < whole ? full.last : whole};
+  }
+  // Of a sparse policy, for the tile at `at`: fetch_from looks after the one after it.
   __device__ __forceinline__ bool is_plain(const Score& score, int at) const {
-    constexpr int WHOLE_TILES = Score::SPARSE ? 1 : 2;  // fetch_from asks again
-    if (!a.chunked() || !b.chunked() || at + WHOLE_TILES * STEP > a.from.rows) return false;
+    if (!a.chunked() || !b.chunked() || at + STEP > a.from.rows) return false;
     const int own_end = block.first + Tile::BLOCK;
     if (KEYS) return score.full(at, at + STEP, block.first, own_end);
     return score.full(block.first, own_end, at, at + STEP);
@@ -162,9 +170,8 @@ struct BwdPass {
   __device__ __forceinline__ void differentiate_logits(const Score& score,
                                                        typename Engine::Products& x,
                                                        typename Engine::Products& d, int h, int at,
-                                                       uint64_t seen) {
+                                                       Pair from, Pair to, uint64_t seen) {
     const auto pair = [&](int r, int c) { return place(r, c, at); };
-    const int own = block.first, own_end = own + Tile::BLOCK, end = at + STEP;
     uint32_t kept = ~0u;
     if (p.fwd.dropout > 0)
       kept =
@@ -173,8 +180,7 @@ struct BwdPass {
     for_grid<ROWS, COLS>([&](int r, int c) { engine.at(y, r, c) = engine.at(x, r, c); });
     const auto d_at = [&](int r, int c) -> float& { return engine.at(d, r, c); };
     grid_gradients<T, ROWS, COLS, Engine::NEIGHBORS && !KEYS>(
-        p.fwd, score, block.seq.sq, KEYS ? Pair{at, own} : Pair{own, at},
-        KEYS ? Pair{end, own_end} : Pair{own_end, end}, seen, kept,
+        p.fwd, score, block.seq.sq, from, to, seen, kept,
         [&](int r, int c) -> float& { return engine.at(y, r, c); }, d_at, pair,
         [&](int r, int c) { return stat_of(r, c); });
     if constexpr (PASS == Pass::Q && SHARES)
@@ -221,9 +227,13 @@ struct BwdPass {
 
     // A linear policy's other tiles are few: not worth the registers that unrolling takes.
     constexpr int UNROLL = PLAIN ? Tile::UNROLL : Score::LINEAR ? 1 : 4;
-    const uint64_t seen =
-        PLAIN ? ~uint64_t(0)
-              : seen_pairs<ROWS, COLS>(score, [&](int r, int c) { return place(r, c, at); });
+    const int own = block.first, own_end = own + Tile::BLOCK, end = at + STEP;
+    const Pair from = KEYS ? Pair{at, own} : Pair{own, at},
+               to = KEYS ? Pair{end, own_end} : Pair{own_end, end};
+    uint64_t seen = ~uint64_t(0);
+    if constexpr (!PLAIN)
+      seen = seen_pairs<ROWS, COLS, KEYS>(score, from, to,
+                                          [&](int r, int c) { return place(r, c, at); });
     typename Engine::Products x = {}, d = {};
     engine.template multiply<0, UNROLL>(x, a_tile);
     if constexpr (SUMS_A) engine.template multiply<1, UNROLL>(d, b_tile);
@@ -231,7 +241,7 @@ struct BwdPass {
     if constexpr (Score::LINEAR)
       differentiate<!PLAIN>(score, x, d, at, seen);
     else
-      differentiate_logits(score, x, d, h, at, seen);
+      differentiate_logits(score, x, d, h, at, from, to, seen);
     engine.template publish<SUMS_B>(d, x);
     if constexpr (SUMS_B) add(sums_b, x, b_tile, guarded);
     if constexpr (SUMS_A) add(sums_a, d, a_tile, guarded);
@@ -245,13 +255,22 @@ struct BwdPass {
     return true;
   }
 
-  // Every tile of query head h. plain: there may be plain ones.
-  __device__ __forceinline__ void walk(const Score& score, int h, bool plain) {
+  // Every tile of query head h. may_be_plain: some of them.
+  __device__ __forceinline__ void walk(const Score& score, int h, bool may_be_plain) {
     if constexpr (Score::SPARSE) fetch_from(score, stage, steps.first, steps.first);
     const auto after = [&](int at) { return tile_from(score, at + STEP); };
+    Steps plain = {0, 0};
+    if constexpr (TELLS_PLAIN && !Score::SPARSE)
+      if (may_be_plain) plain = plain_steps(score);
+    const auto plain_at = [&](int at) {
+      if constexpr (Score::SPARSE)
+        return may_be_plain && is_plain(score, at);
+      else
+        return plain.first <= at && at < plain.last;
+    };
     for (int at = tile_from(score, steps.first); at < steps.last; at = after(at)) {
       if constexpr (TELLS_PLAIN)
-        while (plain && is_plain(score, at) && step<true>(score, h, at)) at = after(at);
+        while (plain_at(at) && step<true>(score, h, at)) at = after(at);
       if (at < steps.last) step<false>(score, h, at);
     }
   }

@@ -13,7 +13,8 @@ template <class Tile_>
 struct BwdWarp {
   using Tile = Tile_;
   using T = typename Tile::T;
-  static constexpr int M = Tile::M, D = Tile::D, STEP = Tile::STEP, HELD = Tile::HELD;
+  static constexpr int M = Tile::M, D = Tile::D, DV = Tile::DV, STEP = Tile::STEP,
+                       HELD = Tile::HELD;
   static constexpr int K = K_STEP<T>, ROWS = 2 * M, COLS = STEP / 4;
 
   struct Smem {
@@ -25,9 +26,10 @@ struct BwdWarp {
   // Whether columns 2n and 2n + 1 are neighboring rows of the other.
   static constexpr bool NEIGHBORS = true;
   using Products = float[M][STEP / 8][4];
-  using Sums = float[M][D / 8][4];
-  using SumsA = Sums;
-  using SumsB = Sums;
+  template <int COLS>
+  using Sums = float[M][COLS / 8][4];
+  using SumsA = Sums<D>;
+  using SumsB = Sums<DV>;
   static constexpr int COPIERS = Tile::THREADS;
 
   Smem& smem;
@@ -76,14 +78,15 @@ struct BwdWarp {
   // s += own[OWN] other[b]ᵀ
   template <int OWN, int UNROLL>
   __device__ __forceinline__ void multiply(Products& s, int b) const {
+    constexpr int DIM = OWN == 0 ? D : DV;
     const auto partners = across.here(b);
     if constexpr (OWN < HELD) {
 #pragma unroll
-      for (int k = 0; k < D / K; ++k) multiply_nt(s, held[OWN][k], partners, k * K);
+      for (int k = 0; k < DIM / K; ++k) multiply_nt(s, held[OWN][k], partners, k * K);
     } else {
       const auto rows = own.here(OWN);
 #pragma unroll UNROLL
-      for (int k = 0; k < D / K; ++k) {
+      for (int k = 0; k < DIM / K; ++k) {
         uint32_t fragment[M][4];
 #pragma unroll
         for (int m = 0; m < M; ++m) simt::ldmatrix_x4(fragment[m], rows.at(m * 16, k * K));
@@ -112,7 +115,9 @@ struct BwdWarp {
   }
 
   // sums += weights other[b]
-  __device__ __forceinline__ void accumulate(Sums& sums, const Weights& weights, int b) const {
+  template <int N>
+  __device__ __forceinline__ void accumulate(float (&sums)[M][N][4], const Weights& weights,
+                                             int b) const {
     const auto partners = down.here(b);
 #pragma unroll
     for (int k = 0; k < STEP / K; ++k) multiply_nn(sums, weights.packed[k], partners, k * K);
@@ -120,7 +125,8 @@ struct BwdWarp {
 
   // The same where other[b] holds nan or inf, which must not reach rows whose weight is 0: on FMA
   // units, partner by partner. Rare enough to be slow.
-  __device__ __forceinline__ void accumulate_guarded(Sums& sums, const Weights& weights,
+  template <int N>
+  __device__ __forceinline__ void accumulate_guarded(float (&sums)[M][N][4], const Weights& weights,
                                                      int b) const {
 #pragma unroll 1
     for (int j = 0; j < STEP; ++j) {
@@ -134,7 +140,7 @@ struct BwdWarp {
         weight[r] = element(simt::shfl(mine, lane() / 4 * 4 + j % 8 / 2), j % 2);
       }
 #pragma unroll
-      for (int n = 0; n < D / 8; ++n) {
+      for (int n = 0; n < N; ++n) {
         const Summands pair = summands(smem.other[b], j, n);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
@@ -178,7 +184,8 @@ struct BwdWarp {
   }
 
   // This warp's rows of own[a] ← factor · sums.
-  __device__ __forceinline__ void finish(const Sums& sums, float factor, int a) const {
+  template <int N>
+  __device__ __forceinline__ void finish(const float (&sums)[M][N][4], float factor, int a) const {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) store_sums(smem.own[a], row(r), sums[r / 2], r % 2, factor);
   }

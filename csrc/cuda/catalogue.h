@@ -65,14 +65,17 @@ struct Catalogue {
                        Tile::BLOCK, Tile::STEP, Tile::THREADS, Tile::SHARED_BYTES,
                        head_dim_v};
   }
-  template <class T, class Score, int D>
+  template <class T, class Score, int D, int DV = D>
   constexpr void add_bwd(const char* dtype, const char* score) {
     constexpr bool WIDE = Score::LINEAR && !Score::SPARSE;
     const auto add = [&]<Pass PASS>(const char* family) {
-      add_pass<typename TilesOf<T>::template Bwd<D, PASS, WIDE>>(family, dtype, score);
+      if constexpr (D == DV)
+        add_pass<typename TilesOf<T>::template Bwd<D, PASS, WIDE>>(family, dtype, score);
+      else
+        add_pass<BwdPairTile<T, D, DV, PASS>>(family, dtype, score, DV);
     };
     add.template operator()<Pass::Q>("attention_bwd q");
-    if constexpr (splits_keys_pass<T>(D)) {
+    if constexpr (splits_keys_pass<T>(D, DV)) {
       add.template operator()<Pass::K>("attention_bwd k");
       add.template operator()<Pass::V>("attention_bwd v");
     } else {
@@ -100,12 +103,13 @@ struct Catalogue {
     add_type<float, Score>("float32", score);
     add_type<bf16, Score>("bfloat16", score);
     add_type<f16, Score>("float16", score);
-    add_pairs<Score>(score);
+    add_pair<bf16, Score>("bfloat16", score);
+    add_pair<f16, Score>("float16", score);
   }
-  template <class Score>
-  constexpr void add_pairs(const char* score) {
-    add_fwd<FwdPairTile<bf16, 192, 128, Score::LINEAR>>("bfloat16", score);
-    add_fwd<FwdPairTile<f16, 192, 128, Score::LINEAR>>("float16", score);
+  template <class T, class Score>
+  constexpr void add_pair(const char* dtype, const char* score) {
+    add_fwd<FwdPairTile<T, 192, 128, Score::LINEAR>>(dtype, score);
+    if constexpr (HAS_BWD_PAIR<T, Score>) add_bwd<T, Score, 192, 128>(dtype, score);
   }
   template <class T>
   constexpr void add_wide_passes(const char* dtype, const char* score) {
