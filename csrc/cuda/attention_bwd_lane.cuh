@@ -116,9 +116,10 @@ struct BwdLane {
         weight[r] = reinterpret_cast<Float4&>(*smem.weights.chunk(row(r), j / 4));
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
+        const float* const partners = &other.at(j + e, col(0) * 2);  // and whole periods further
 #pragma unroll
         for (int n = 0; n < D / 32; ++n) {
-          const Float2 partner = reinterpret_cast<Float2&>(other.at(j + e, col(0) * 2 + 32 * n));
+          const Float2 partner = *reinterpret_cast<const Float2*>(partners + 32 * n);
 #pragma unroll
           for (int r = 0; r < ROWS; ++r) {
 #pragma unroll

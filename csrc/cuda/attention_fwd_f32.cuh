@@ -85,11 +85,10 @@ struct F32Lane {
     const auto at = [&](int r, int c) -> float& { return s[r][c]; };
     const auto place = [&](int r, int c) { return pair(r, c, kv0); };
     typename PairBits<ROWS * KEYS>::Word seen = ~typename PairBits<ROWS * KEYS>::Word(0);
-    if constexpr (MASKED) seen = seen_pairs<ROWS, KEYS>(score, place);
+    const Pair from = {rows.first, kv0}, to = {from.i + Tile::BLOCK_Q, kv0 + Tile::BLOCK_KV};
+    if constexpr (MASKED) seen = seen_pairs<ROWS, KEYS, false>(score, from, to, place);
     if constexpr (!Score::LINEAR) {
-      grid_logits<float, ROWS, KEYS, false>(score, rows.sq, Pair{rows.first, kv0},
-                                            Pair{rows.first + Tile::BLOCK_Q, kv0 + Tile::BLOCK_KV},
-                                            seen, at, place);
+      grid_logits<float, ROWS, KEYS, false>(score, rows.sq, from, to, seen, at, place);
     } else if constexpr (MASKED) {
       for_grid<ROWS, KEYS>([&](int r, int c) {
         const auto [i, j] = place(r, c);
@@ -160,9 +159,10 @@ struct F32Lane {
       for (int i = 0; i < ROWS; ++i) p[i] = reinterpret_cast<Float4&>(*smem.p.chunk(row(i), j / 4));
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
+        const float* const values = &smem.v.at(j + e, column * 2);  // and whole periods further
 #pragma unroll
         for (int c = 0; c < COLS; ++c) {
-          const Float2 v = reinterpret_cast<Float2&>(smem.v.at(j + e, column * 2 + 32 * c));
+          const Float2 v = *reinterpret_cast<const Float2*>(values + 32 * c);
 #pragma unroll
           for (int i = 0; i < ROWS; ++i) {
 #pragma unroll

@@ -66,15 +66,15 @@ struct SmemTile {
 
   alignas(128) T data[ROWS * COLS];
 
-  __device__ __forceinline__ static int key(int row) { return GROUP == 8 ? row % 8 : row / 2 % 4; }
-  // Byte offset of a chunk.
-  __device__ __forceinline__ static int offset(int row, int chunk) {
-    return row * PITCH + (chunk ^ key(row)) * CHUNK_BYTES;
+  // Byte offset of a chunk. In a loop, unsigned: quotients of what may be negative take longer.
+  template <class Int>
+  __device__ __forceinline__ static int offset(Int row, Int chunk) {
+    return int(row * PITCH + (chunk ^ (GROUP == 8 ? row % 8 : row / 2 % 4)) * CHUNK_BYTES);
   }
-  __device__ __forceinline__ T* chunk(int row, int c) {
-    return data + offset(row, c) / int(sizeof(T));
+  __device__ __forceinline__ T* chunk(unsigned row, unsigned c) {
+    return reinterpret_cast<T*>(reinterpret_cast<char*>(data) + offset(row, c));
   }
-  __device__ __forceinline__ T& at(int row, int col) {
+  __device__ __forceinline__ T& at(unsigned row, unsigned col) {
     return chunk(row, col / CHUNK)[col % CHUNK];
   }
 };
