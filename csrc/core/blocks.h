@@ -100,6 +100,13 @@ struct Blocks : Linear<A> {
     if (j % 32 + L::COUNT > 32 && j0 + 32 < p->Sk) bits |= kept(i, j0 + 32) << (32 - j % 32);
     return L::bits(bits) & L::less(L::positions(j), p->Sk);
   }
+  // Bit n: whether query i attends to key j + n, which is no further than the last; j is a multiple
+  // of 32. The same of what does not exist.
+  ATX_HD uint32_t kept_of_32(int i, int j) const {
+    if (j >= p->Sk) return 0;
+    const uint32_t existing = p->Sk - j < 32 ? (1u << (p->Sk - j)) - 1 : ~0u;
+    return kept(i < p->Sq ? i : p->Sq - 1, j) & existing;
+  }
 
  private:
   ATX_HD static int blocks_of(int length, int log2) { return (length + (1 << log2) - 1) >> log2; }

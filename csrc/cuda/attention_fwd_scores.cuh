@@ -32,7 +32,7 @@ struct ScoreWarp {
 
   int kept_position[2];  // of this lane's rows, where these take a division to find
   uint32_t q_frag[Tile::Q_IN_REGISTERS ? D / K : 1][M][4];
-  float base[M][2], sum[M][2] = {};  // of the exponents; Σ 2^exponent over this lane's columns
+  float base[M][2], sum[M][2];  // of the exponents; Σ 2^exponent over this lane's columns
 
   __device__ __forceinline__ ScoreWarp(const QTile& q, const KTile& k, const Score& score,
                                        const Rows& rows, Exponential<Score> exponential)
@@ -41,14 +41,26 @@ struct ScoreWarp {
         q_address(q, first_row(), lane()),
         k_address(k, first_key(), lane()),
         exponential(exponential) {
+    forget_keys();
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        // No key yet. A row beyond the sequence need not wait for one.
         const int row = first_row() + m * 16 + simt::c_place(lane(), 2 * r).row;
-        base[m][r] = rows.exists(row) ? -INFINITY : 0.f;
         if (Rows::GROUPED) kept_position[r] = rows.position(row);
+      }
+    }
+  }
+
+  // As if none had been seen.
+  __device__ __forceinline__ void forget_keys() {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = first_row() + m * 16 + simt::c_place(lane(), 2 * r).row;
+        base[m][r] = Exponential<Score>::start(rows.exists(row));
+        sum[m][r] = 0;
       }
     }
   }
@@ -103,20 +115,33 @@ struct ScoreWarp {
   __device__ __forceinline__ Pair pair(int r, int c, int kv0) const {
     return {position(r), kv0 + first_key() + c / 2 * 8 + simt::c_place(lane(), c % 2).col};
   }
+  // The same of policies that are not linear, from a start that is unknown to the compiler: what
+  // follows from it, for options that a call may not have, is not moved out of the loop.
+  __device__ __forceinline__ auto places(int kv0) const {
+    const Pair start = pair(0, 0, kv0);
+    const int i = simt::opaque(start.i), j = simt::opaque(start.j);
+    return [=](int r, int c) { return Pair{i + r / 2 * 16 + r % 2 * 8, j + c / 2 * 8 + c % 2}; };
+  }
   __device__ __forceinline__ uint64_t seen(int kv0) const {
-    return seen_pairs<2 * M, KV / 4>(score, [&](int r, int c) { return pair(r, c, kv0); });
+    const Pair from = {rows.first + first_row(), kv0 + first_key()};
+    return seen_pairs<2 * M, KV / 4, false>(score, from, Pair{from.i + 16 * M, from.j + KV},
+                                            [&](int r, int c) { return pair(r, c, kv0); });
   }
 
-  // s ← logits, but for a linear policy's factor; -inf where masked out.
-  template <bool MASKED>
-  __device__ __forceinline__ void logits(float (&s)[M][KV / 8][4], int kv0, uint64_t seen) const {
+  // Of a mask: none on its way.
+  using MaskPairs = MaskWords<2 * M, KV / 4>;
+
+  // s ← logits, but for a linear policy's factor; -inf where masked out. Not MASKED, of a linear
+  // policy: nothing is; of others: a product that is nan may stay nan where it is.
+  template <bool MASKED, class Words = MaskPairs>
+  __device__ __forceinline__ void logits(float (&s)[M][KV / 8][4], int kv0, uint64_t seen,
+                                         const Words& words = {}) const {
     constexpr int ROWS = 2 * M, COLS = KV / 4;
     const auto at = [&](int r, int c) -> float& { return s[r / 2][c / 2][r % 2 * 2 + c % 2]; };
-    const auto place = [&](int r, int c) { return pair(r, c, kv0); };
     if constexpr (!Score::LINEAR) {
-      const int i0 = rows.first + first_row(), j0 = kv0 + first_key();
-      grid_logits<T, ROWS, COLS, true>(score, rows.sq, Pair{i0, j0}, Pair{i0 + 16 * M, j0 + KV},
-                                       seen, at, place);
+      const int i0 = simt::opaque(rows.first + first_row()), j0 = kv0 + first_key();
+      grid_logits<T, ROWS, COLS, MASKED>(score, rows.sq, Pair{i0, j0}, Pair{i0 + 16 * M, j0 + KV},
+                                         seen, words, at, places(kv0));
     } else if constexpr (MASKED) {
       // In the order of C's elements: row by row, Blocks' kernels of D 128 spilled.
 #pragma unroll
@@ -126,7 +151,7 @@ struct ScoreWarp {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const int r = 2 * m + e / 2, c = 2 * n + e % 2;
-            const auto [i, j] = place(r, c);
+            const auto [i, j] = pair(r, c, kv0);
             s[m][n][e] = masked_product(score, s[m][n][e], i, j, seen >> (r * COLS + c) & 1);
           }
         }
@@ -141,8 +166,7 @@ struct ScoreWarp {
     for (int m = 0; m < M; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        // A row without a key up to now: any finite base gives 2^-inf = 0.
-        const float from = MASKED && base[m][r] == -INFINITY ? 0.f : base[m][r];
+        const float from = MASKED ? exponential.finite(base[m][r]) : base[m][r];
         part[m][r] = 0;
 #pragma unroll
         for (int n = 0; n < KV / 8; ++n) {
@@ -165,12 +189,15 @@ struct ScoreWarp {
       }
     }
   }
+  // Of a policy that masks in plain tiles too, nan as well: it may be of a key that is masked out.
   __device__ __forceinline__ static bool too_large(const float (&part)[M][2]) {
+    constexpr float LIMIT = Exponential<Score>::LIMIT;
     bool found = false;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-      found |= part[m][0] > Exponential<Score>::LIMIT;
-      found |= part[m][1] > Exponential<Score>::LIMIT;
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        found |= Score::LINEAR ? part[m][r] > LIMIT : !(part[m][r] <= LIMIT);
     }
     return found;
   }
@@ -190,8 +217,8 @@ struct ScoreWarp {
       if (!(p.dropout > 0)) return;
       constexpr int ROWS = 2 * M, COLS = KV / 4;
       const typename Owned<Tile>::Block block(p, Tile::BLOCK_Q);  // found again, not kept
-      const uint32_t kept = kept_pairs<Calls<ROWS, COLS, false, 2>>(
-          p, block.b, block.h, [&](int r, int c) { return pair(r, c, kv0); });
+      const uint32_t kept =
+          kept_pairs<Calls<ROWS, COLS, false, 2>>(p, block.b, block.h, places(kv0));
       const float factor = kept_factor<float>(p);
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {

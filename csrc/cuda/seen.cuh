@@ -2,7 +2,6 @@
 // loop of few registers, before the products, and applied to scores in registers, whose indices
 // must be constants.
 #pragma once
-#include "csrc/core/lanes.h"
 #include "csrc/cuda/grid.cuh"
 
 namespace atx::ATX_TARGET {
@@ -18,16 +17,28 @@ struct PairBits<PAIRS, true> {
   using Word = uint32_t;
 };
 
-// One bit for each pair of a grid of ROWS x COLS; all of them for policies that are not sparse.
-template <int ROWS, int COLS, class Score, class Place>
-__device__ __forceinline__ auto seen_pairs(const Score& score, Place place) {
+// One bit for each pair of a grid of ROWS x COLS among queries and keys [from, to), some of which
+// may not exist; all of them for policies that are not sparse. A word of the mask is looked up once
+// for the pairs in it, which follow one another: KEYS_ARE_ROWS says along which side.
+template <int ROWS, int COLS, bool KEYS_ARE_ROWS, class Score, class Place>
+__device__ __forceinline__ auto seen_pairs(const Score& score, Pair from, Pair to, Place place) {
   using Word = typename PairBits<ROWS * COLS>::Word;
-  if constexpr (!Score::SPARSE) return ~Word(0);
-  Word seen = 0;
+  Word seen = ~Word(0);
+  if constexpr (Score::SPARSE) {
+    if (score.full(from.i, to.i, from.j, to.j)) return seen;
+    seen = 0;
+    uint32_t kept = 0;
+    int query = -1, first_key = -1;  // whose word that is
 #pragma unroll 1
-  for (int at = 0; at < ROWS * COLS; ++at) {
-    const auto [i, j] = place(at / COLS, at % COLS);
-    seen |= Word(bool(score.template keep<OneLane<float>>(i, j, 1))) << at;
+    for (int n = 0; n < ROWS * COLS; ++n) {
+      const int r = KEYS_ARE_ROWS ? n % ROWS : n / COLS, c = KEYS_ARE_ROWS ? n / ROWS : n % COLS;
+      const auto [i, j] = place(r, c);
+      if (i != query || (j & ~31) != first_key) {
+        query = i, first_key = j & ~31;
+        kept = score.kept_of_32(query, first_key);
+      }
+      seen |= Word(kept >> (j & 31) & 1) << (r * COLS + c);
+    }
   }
   return seen;
 }
