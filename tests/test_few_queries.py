@@ -85,6 +85,7 @@ def test_batch_and_heads_do_not_change_bits(case: AttentionCase, dtype, backend:
         return t[1:2, 1:2] if name in ("key", "value") else t[1:2, group : 2 * group]
 
     with backend.context():
+        x = backend.put(x)
         together = attn_ext.attention(**x, return_lse=True)
         apart = attn_ext.attention(**{n: alone(n, t) for n, t in x.items()}, return_lse=True)
     for t, a in zip(together, apart, strict=True):
