@@ -20,8 +20,8 @@
 // for 5.
 // - D 32: 5.10 (176), 5.42 (202). 64: 3.38 (245), 3.58 (255). 96: 2.81 (241), 3.54 (238). 128: 2.62
 //   (255), 3.17 (254). 192: 2.82 (243), 3.01 (254), 3.29 (246). 256: 2.89 (255), 3.39 (255), 3.77
-//   (255). What registers hold (BwdTile) spared D 128's Pass::Q 0.7, and an H100 6 to 16 % of the
-//   time of the whole (docs/h100.md).
+//   (255). What registers hold (BwdTile) spared D 128's Pass::Q 0.7, and an H100 6 to 14 % of the
+//   passes' time (docs/h100.md).
 // - tf32, the turns of its rounding loops counted, before plain tiles were two bounds: D 64: 5.08,
 //   5.55. 128: 6.69, 7.05.
 #pragma once

@@ -114,7 +114,7 @@ struct BwdPass {
 
   // Where tiles start that are plain: whole and chunked, as the one after it is, and nothing in it
   // is masked. Two bounds, found once: asked tile by tile, as a sparse policy must be, what the
-  // answer takes stays in a dozen registers.
+  // answer takes stays in registers.
   __device__ __forceinline__ Steps plain_steps(const Score& score) const {
     if (!a.chunked() || !b.chunked()) return {0, 0};
     const int own_end = block.first + Tile::BLOCK, whole = a.from.rows - 2 * STEP + 1;
