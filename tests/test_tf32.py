@@ -156,7 +156,7 @@ def by_allow_tf32(precision):
 
 
 def by_fp32_precision(precision):
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision else "none"
 
 
 @pytest.mark.parametrize("setting", [by_precision, by_allow_tf32, by_fp32_precision])
