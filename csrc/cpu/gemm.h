@@ -21,14 +21,13 @@ constexpr int PANEL_VECS = 4;
 constexpr int PANEL_VECS = 2;
 #endif
 
-// Sums of products end after so many dimensions (Gemm::scores), which costs a strip 20 cycles where
-// 12 accumulators of 16 registers go to memory to be added there: at D 128, sums of 24 ran at 0.87
-// of the rate of a single one. From four sums on, strips there have half the rows and two sums at a
-// time, at 0.92 to 0.94 (Zen 3; what they read still fits beside the products).
-constexpr bool TWO_SUMS = PANEL_VECS == 2;
-// Only f32 needs it: in f64 no one sees it, and 16-bit inputs are rounded much coarser.
+// Sums of products end after so many dimensions (Gemm::scores). Only f32 needs it: in f64 no one
+// sees it, and 16-bit inputs are rounded much coarser. On 16 registers an end costs a strip some 25
+// cycles, 12 accumulators going to memory to be added there (Zen 3, rates of one run: D 64 98 in
+// one sum, 90 in 32s, 86 in 24s). Strips of 3 rows and two sums in registers load more: D 128 1.02x
+// where a thread had its core to itself, 0.84x where it shared it.
 inline int sum_run(DType dtype, int depth) {
-  return dtype != DType::f32 ? depth : TWO_SUMS && depth >= 128 ? 32 : 24;
+  return dtype != DType::f32 ? depth : depth >= 128 ? 32 : 24;
 }
 
 // acc += A B, A [ROWS, depth] broadcast number by number, B [depth, VECS vectors] with rows b_row
@@ -67,28 +66,6 @@ ATX_HD void multiply(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a
   clear(acc);
   multiply_add<L>(acc, depth, a, a_row, a_col, b, b_row);
 }
-// The same as two sums, of the first and of the second half of the depth.
-template <class L, int ROWS, int VECS, class A, class T>
-ATX_HD void multiply_halves(typename L::Float (&acc)[ROWS][VECS], int depth, const A* a,
-                            int64_t a_row, const T* b, int64_t b_row) {
-  const int half = depth / 2;
-  const A* const a2 = a + half;
-  const T* const b2 = b + half * b_row;
-  typename L::Float second[ROWS][VECS];
-  clear(acc);
-  clear(second);
-#pragma GCC unroll 2
-  for (int d = 0; d < half; ++d) {
-    multiply_add<L>(acc, a + d, a_row, b + d * b_row);
-    multiply_add<L>(second, a2 + d, a_row, b2 + d * b_row);
-  }
-  if (depth % 2) multiply_add<L>(second, a2 + half, a_row, b2 + half * b_row);
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < VECS; ++v) acc[r][v] += second[r][v];
-}
-
 template <int ROWS, class F>
 ATX_HD void rest_of_strips(int row, int n, F& f) {
   if constexpr (ROWS > 0) {
@@ -119,17 +96,20 @@ struct Gemm {
   // through the rows where one key has most of the weight. Largest and rms error of 16 draws (8
   // heads, S 1024, D 64 and 128): 4.2e-7 and 1.53e-8 with runs of 32, 3.5e-7 and 1.48e-8 with 24,
   // 4.1e-7 and 1.47e-8 with 22, 3.8e-7 and 1.45e-8 with 16; 16 further draws with 24: 3.1e-7. At D
-  // 128 alone 32 are as good: 2.4e-7 and 1.50e-8 in 8 draws, 3.5e-7 and 1.49e-8 with 24. On AVX-512
-  // runs of 24 cost 1 to 2 %, runs of 16 2 to 3 %.
+  // 128 alone 32 are as good: 4.1e-7 in 192 heads, median 1.4e-7 (D 64 with 24: 3.3e-7, 1.35e-7).
+  // On AVX-512 runs of 24 cost 1 to 2 %, runs of 16 2 to 3 %.
   // fetch(j, n): called ahead of the strip of keys j ... j + n - 1, to ask for what is needed
   // later.
   template <class Fetch = NoFetch>
   static void scores(int keys, int depth, int run, const A* k, const A* qt, A* s,
                      const Fetch& fetch = {}) {
-    if (TWO_SUMS && 4 * run <= depth)
-      score_strips<STRIP_ROWS / 2, true>(keys, depth, 2 * run, k, qt, s, fetch);
-    else
-      score_strips<STRIP_ROWS, false>(keys, depth, run, k, qt, s, fetch);
+    int j = 0;
+    for (; j + STRIP_ROWS <= keys; j += STRIP_ROWS) {
+      fetch(j, STRIP_ROWS);
+      score_strip<STRIP_ROWS>(depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
+    }
+    if (j < keys) fetch(j, keys - j);
+    score_rest<STRIP_ROWS - 1>(keys - j, depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
   }
 
   // ot [Dv, WIDTH] = ot * alpha [WIDTH] + v [keys, Dv]ᵀ pt [keys, WIDTH]
@@ -143,26 +123,12 @@ struct Gemm {
   }
 
  private:
-  template <int ROWS, bool HALVES, class Fetch>
-  static void score_strips(int keys, int depth, int run, const A* k, const A* qt, A* s,
-                           const Fetch& fetch) {
-    int j = 0;
-    for (; j + ROWS <= keys; j += ROWS) {
-      fetch(j, ROWS);
-      score_strip<ROWS, HALVES>(depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
-    }
-    if (j < keys) fetch(j, keys - j);
-    score_rest<ROWS - 1, HALVES>(keys - j, depth, run, k + int64_t(j) * depth, qt, s + j * WIDTH);
-  }
-  template <int ROWS, bool HALVES>
+  template <int ROWS>
   static void score_strip(int depth, int run, const A* k, const A* qt, A* s) {
     for (int d = 0; d < depth; d += run) {
       const int n = depth - d < run ? depth - d : run;
       Float acc[ROWS][VECS];
-      if constexpr (HALVES)
-        multiply_halves<L>(acc, n, k + d, depth, qt + d * WIDTH, WIDTH);
-      else
-        multiply<L>(acc, n, k + d, depth, 1, qt + d * WIDTH, WIDTH);
+      multiply<L>(acc, n, k + d, depth, 1, qt + d * WIDTH, WIDTH);
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
@@ -185,11 +151,11 @@ struct Gemm {
       }
   }
   // The rows that do not fill a strip.
-  template <int ROWS, bool HALVES>
+  template <int ROWS>
   static void score_rest(int rows, int depth, int run, const A* k, const A* qt, A* s) {
     if constexpr (ROWS > 0) {
-      if (rows == ROWS) return score_strip<ROWS, HALVES>(depth, run, k, qt, s);
-      score_rest<ROWS - 1, HALVES>(rows, depth, run, k, qt, s);
+      if (rows == ROWS) return score_strip<ROWS>(depth, run, k, qt, s);
+      score_rest<ROWS - 1>(rows, depth, run, k, qt, s);
     }
   }
   template <int ROWS>
