@@ -25,7 +25,7 @@ constexpr int PANEL_VECS = 2;
 // sees it, and 16-bit inputs are rounded much coarser. On 16 registers an end costs a strip some 25
 // cycles, 12 accumulators going to memory to be added there (Zen 3, rates of one run: D 64 98 in
 // one sum, 90 in 32s, 86 in 24s). Strips of 3 rows and two sums in registers load more: D 128 1.02x
-// where a thread had its core to itself, 0.84x where it shared it.
+// while the machine's other thread was idle, 0.84x while it was at work.
 inline int sum_run(DType dtype, int depth) {
   return dtype != DType::f32 ? depth : depth >= 128 ? 32 : 24;
 }
