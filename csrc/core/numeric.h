@@ -33,6 +33,11 @@ ATX_HD double to_float(double x) { return x; }
 ATX_HD float to_float(float x) { return x; }
 ATX_HD float to_float(bf16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 ATX_HD float to_float(f16 x) {
+#if defined(__CUDA_ARCH__)
+  float y;  // its name is in cuda_fp16.h, 0.4 s of a file's time
+  __asm__("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+#else
   // Shift the 15 value bits to float's places, then scale by 2^112: 127 - 15, the exponents'
   // biases. Subnormals become right by the same product; only inf and nan (exponent 31) need their
   // exponent set.
@@ -42,6 +47,7 @@ ATX_HD float to_float(f16 x) {
   const uint32_t bits =
       (x.bits & 0x7c00u) == 0x7c00u ? (value | 0x7f800000u) : bit_cast<uint32_t>(scaled);
   return bit_cast<float>(bits | sign);
+#endif
 }
 ATX_HD float to_float(tf32 x) { return bit_cast<float>(x.bits); }
 

@@ -297,7 +297,7 @@ struct StatsEngines<float, Score> {
 
 template <class T, class Score>
 Status launch_attention_stats(const AttentionStatsParams& p, const Exec& exec) {
-  return with_dim_of<DIMS<T, Score>>(p.fwd.D, [&]<int D>(HeadDim<D>) -> Status {
+  return with_dim_of<COARSE_HEAD_DIMS>(p.fwd.D, [&]<int D>(HeadDim<D>) -> Status {
     using Engine = typename StatsEngines<T, Score>::template Engine<D>;
     using Tile = typename Engine::Tile;
     static_assert(sizeof(StatsSmem<Tile>) == Tile::SHARED_BYTES);

@@ -13,8 +13,6 @@ template <class T>
 struct TilesOf {
   template <int D, bool LINEAR>
   using Fwd = FwdTile<T, D, LINEAR>;
-  template <int D, bool LINEAR>
-  using Stats = StatsTile<T, D, LINEAR>;
   template <int D, Pass PASS, bool WIDE>
   using Bwd = BwdTile<T, D, PASS, WIDE>;
 };
@@ -22,8 +20,6 @@ template <>
 struct TilesOf<float> {
   template <int D, bool>
   using Fwd = F32Tile<D>;
-  template <int D, bool>
-  using Stats = F32StatsTile<D>;
   template <int D, Pass PASS, bool>
   using Bwd = F32BwdTile<D, PASS>;
 };
@@ -93,10 +89,8 @@ struct Catalogue {
   constexpr void add_type(const char* dtype, const char* score) {
     each_dim_of<DIMS<T, Score>>([&]<int D>(HeadDim<D>) {
       add_fwd<typename TilesOf<T>::template Fwd<D, Score::LINEAR>>(dtype, score);
-      if constexpr (!Score::SPARSE)  // statistics know no block masks
-        add_stats<typename TilesOf<T>::template Stats<D, Score::LINEAR>>(dtype, score);
-      add_bwd<T, Score, D>(dtype, score);
     });
+    each_dim_of<BWD_DIMS<T, Score>>([&]<int D>(HeadDim<D>) { add_bwd<T, Score, D>(dtype, score); });
   }
   template <class Score>
   constexpr void add_score(const char* score) {
@@ -136,6 +130,15 @@ struct Catalogue {
       add_fwd<SplitTile<f16, D, Score::LINEAR>>("float16", score);
     });
   }
+  // Statistics know no block masks.
+  template <class Score>
+  constexpr void add_stats(const char* score) {
+    each_dim_of<COARSE_HEAD_DIMS>([&]<int D>(HeadDim<D>) {
+      add_stats<F32StatsTile<D>>("float32", score);
+      add_stats<StatsTile<bf16, D, Score::LINEAR>>("bfloat16", score);
+      add_stats<StatsTile<f16, D, Score::LINEAR>>("float16", score);
+    });
+  }
   template <class Score>
   constexpr void add_tf32(const char* score) {
     each_dim_of<COARSE_HEAD_DIMS>(
@@ -164,6 +167,8 @@ struct Catalogue {
     add_score<GeneralBlocks<float>>("general_blocks");
     add_split<Window<float>>("window");
     add_split<General<float>>("general");
+    add_stats<Window<float>>("window");
+    add_stats<General<float>>("general");
     add_wide<Window<float>, false>("window");
     add_wide<General<float>, false>("general");
     add_wide<GeneralBlocks<float>, false>("general_blocks");

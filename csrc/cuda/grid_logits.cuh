@@ -120,7 +120,11 @@ __device__ __forceinline__ void add_mask(const Mask& mask, const Words& words, f
   const auto add = [=](float x, float bias) {
     return EXACT && bias == -INFINITY ? bias : fmaf(x, factor, bias);
   };
-  const auto add_element = [=](float x, auto bias) { return add(x, to_float(bias)); };
+  // Of 16 bits: f16 or bf16. Asked pair by pair, one loop of loads does for both.
+  const bool half = mask.dtype == DType::f16;
+  const auto add_16_bits = [=](float x, uint16_t bits) {
+    return add(x, half ? to_float(f16{bits}) : to_float(bf16{bits}));
+  };
   const auto choose = [=](float x, uint32_t keep) { return keep ? x * factor : -INFINITY; };
   if (words.there) {
     const auto halves = [&](auto of_half) {
@@ -134,22 +138,18 @@ __device__ __forceinline__ void add_mask(const Mask& mask, const Words& words, f
         at(r, c) = choose(at(r, c), two & 0xff);
         at(r, c + 1) = choose(at(r, c + 1), two & 0xff00);
       });
-    else if (mask.dtype == DType::f16)
-      halves([&](float x, uint32_t high) { return add_element(x, f16{uint16_t(high >> 16)}); });
+    else if (half)
+      halves([&](float x, uint32_t high) { return add(x, to_float(f16{uint16_t(high >> 16)})); });
     else
       halves([&](float x, uint32_t high) { return add(x, bit_cast<float>(high)); });
     return;
   }
-  switch (mask.dtype) {
-    case DType::boolean:
-      return combine_mask<ROWS, COLS, uint8_t>(mask, at, existing, choose);
-    case DType::f32:
-      return combine_mask<ROWS, COLS, float>(mask, at, existing, add_element);
-    case DType::f16:
-      return combine_mask<ROWS, COLS, f16>(mask, at, existing, add_element);
-    default:
-      return combine_mask<ROWS, COLS, bf16>(mask, at, existing, add_element);
-  }
+  if (mask.dtype == DType::boolean)
+    combine_mask<ROWS, COLS, uint8_t>(mask, at, existing, choose);
+  else if (mask.dtype == DType::f32)
+    combine_mask<ROWS, COLS, float>(mask, at, existing, add);
+  else
+    combine_mask<ROWS, COLS, uint16_t>(mask, at, existing, add_16_bits);
 }
 
 // What comes after the soft-cap of a policy that is not sparse, but for its factor. inside: every

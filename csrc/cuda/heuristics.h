@@ -14,7 +14,7 @@ struct HeadDim {};
 
 // Head dimensions compiled: a problem runs on the smallest that holds both D and Dv, the rest being
 // zeros. Fewer where zeros cost little, as memory sets the pace (few queries, lists), and where the
-// products they do cost are worth a shorter build.
+// products they do cost are worth a shorter build (statistics, combinations of options).
 inline constexpr int ALL_HEAD_DIMS[] = {32, 64, 96, 128, 192, 256},
                      COARSE_HEAD_DIMS[] = {64, 128, 256};
 
@@ -304,10 +304,19 @@ struct Tf32BwdTile {
 inline constexpr int TF32_BWD_DIMS[] = {64, MOST_TF32_BWD_DIM};
 
 // The head dimensions that the backward's passes are compiled for, and that of the mask's gradient.
+// In f16, which few train in since there is bf16, all of them under Window only.
 template <class T, class Score>
-constexpr const auto& BWD_DIMS = DIMS<T, Score>;
-template <class Score>
-constexpr const auto& BWD_DIMS<tf32, Score> = TF32_BWD_DIMS;
+constexpr const auto& bwd_dims() {
+  constexpr bool PLAIN = Score::LINEAR && !Score::SPARSE;
+  if constexpr (std::is_same_v<T, tf32>)
+    return TF32_BWD_DIMS;
+  else if constexpr (std::is_same_v<T, f16> && !PLAIN)
+    return COARSE_HEAD_DIMS;
+  else
+    return DIMS<T, Score>;
+}
+template <class T, class Score>
+constexpr const auto& BWD_DIMS = bwd_dims<T, Score>();
 template <class T, class Score>
 constexpr bool HAS_BWD_PAIR = sizeof(T) == 2 && Score::LINEAR && !Score::SPARSE;
 template <class T, class Score, class Use>

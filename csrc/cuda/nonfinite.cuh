@@ -21,7 +21,7 @@ constexpr uint32_t ONES = EXPONENTS<T> & 0x3fff3fffu;
 
 // Marks: a tile's keys, fewer than 128, sum up to less than 128 of each, so that the three counts
 // stay apart.
-constexpr int MARK_INF = 1, MARK_MINUS_INF = 128, MARK_NAN = 128 * 128;
+constexpr uint32_t MARK_INF = 1, MARK_MINUS_INF = 128, MARK_NAN = 128 * 128;
 
 template <class T>
 __device__ __forceinline__ bool any_nonfinite(uint32_t word) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void split_nonfinite(Tile& tile, Tile& marks) {
     T& x = tile.at(at / Tile::COLS, at % Tile::COLS);
     const float value = to_float(x);
     const bool finite = !any_nonfinite<T>(x.bits);
-    const int mark = value != value ? MARK_NAN : value < 0 ? MARK_MINUS_INF : MARK_INF;
+    const uint32_t mark = value != value ? MARK_NAN : value < 0 ? MARK_MINUS_INF : MARK_INF;
     marks.at(at / Tile::COLS, at % Tile::COLS) = from_float<T>(finite ? 0.f : float(mark));
     if (!finite) x = T{};
   }
@@ -98,7 +98,7 @@ __device__ __forceinline__ void add_nonfinite(float (&o)[M][N][4],
     for (int m = 0; m < M; ++m) {
 #pragma unroll
       for (int i = 0; i < 4 * N_STEP<T>; ++i) {
-        const int count = int(counts[m][i / 4][i % 4]);
+        const auto count = uint32_t(counts[m][i / 4][i % 4]);
         float& x = o[m][n + i / 4][i % 4];
         if (count % MARK_MINUS_INF) x += INFINITY;
         if (count % MARK_NAN / MARK_MINUS_INF) x -= INFINITY;

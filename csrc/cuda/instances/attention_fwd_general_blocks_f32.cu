@@ -1,5 +1,9 @@
-// attention_fwd, policy GeneralBlocks, f32.
+// attention_fwd, policy GeneralBlocks, f32 and tf32.
 #include "csrc/core/blocks.h"
+#include "csrc/cuda/attention_fwd.cuh"
 #include "csrc/cuda/attention_fwd_f32.cuh"
-template atx::Status atx::ATX_TARGET::launch_attention_fwd_f32<
-    atx::ATX_TARGET::GeneralBlocks<float>>(const AttentionParams&, const Exec&);
+namespace atx::ATX_TARGET {
+template Status launch_attention_fwd_f32<GeneralBlocks<float>>(const AttentionParams&, const Exec&);
+template Status launch_attention_fwd_tf32<GeneralBlocks<float>>(const AttentionParams&,
+                                                                const Exec&);
+}  // namespace atx::ATX_TARGET

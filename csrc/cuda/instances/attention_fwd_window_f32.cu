@@ -1,4 +1,7 @@
-// attention_fwd, policy Window, f32.
+// attention_fwd, policy Window, f32 and tf32.
+#include "csrc/cuda/attention_fwd.cuh"
 #include "csrc/cuda/attention_fwd_f32.cuh"
-template atx::Status atx::ATX_TARGET::launch_attention_fwd_f32<atx::ATX_TARGET::Window<float>>(
-    const AttentionParams&, const Exec&);
+namespace atx::ATX_TARGET {
+template Status launch_attention_fwd_f32<Window<float>>(const AttentionParams&, const Exec&);
+template Status launch_attention_fwd_tf32<Window<float>>(const AttentionParams&, const Exec&);
+}  // namespace atx::ATX_TARGET

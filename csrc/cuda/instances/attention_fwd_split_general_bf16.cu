@@ -1,4 +1,0 @@
-// attention_fwd of few queries, policy General, bf16.
-#include "csrc/cuda/attention_fwd.cuh"
-template atx::Status atx::ATX_TARGET::launch_attention_fwd_split<
-    atx::bf16, atx::ATX_TARGET::General<float>>(const AttentionParams&, const Exec&);

@@ -1,4 +1,0 @@
-// attention_stats, policy Window, f32.
-#include "csrc/cuda/attention_stats.cuh"
-template atx::Status atx::ATX_TARGET::launch_attention_stats<float, atx::ATX_TARGET::Window<float>>(
-    const AttentionStatsParams&, const Exec&);
