@@ -21,7 +21,13 @@ class NextTile {
     q_ = rows(p.q, task.row_offset(p.q_stride, 0), p.q_stride, p.D, size_of(p.dtype), task.queries,
               turns);
   }
-  ATX_HD void fetch() { k_.fetch(), v_.fetch(), q_.fetch(); }
+  // Its output, which is written where nothing was read.
+  void expect_output(const Task& task, int turns) {
+    const AttentionParams& p = task.p;
+    o_ = rows(p.o, task.row_offset(p.o_stride, 0), p.o_stride, p.Dv, size_of(p.dtype), task.queries,
+              turns);
+  }
+  ATX_HD void fetch() { k_.fetch(), v_.fetch(), q_.fetch(), o_.fetch(); }
 
  private:
   struct Rows {
@@ -41,7 +47,7 @@ class NextTile {
             int64_t(cols) * size, count, (count + turns - 1) / turns};
   }
 
-  Rows k_ = {}, v_ = {}, q_ = {};
+  Rows k_ = {}, v_ = {}, q_ = {}, o_ = {};
 };
 
 }  // namespace atx::ATX_TARGET

@@ -61,10 +61,12 @@ class Panels {
       then = next(j1);
       load_tile(task, j0, j1);
       const int strips = (task.rows() / PANEL + 1) * ((j1 - j0) / STRIP_ROWS + 1);
-      if (then < last)
+      if (then < last) {
         next_tile_.expect(task, align_key(then), end(tile_end(then)), strips);
-      else if (after)
-        expect_start(*after, after_scores, strips);
+      } else {
+        next_tile_.expect_output(task, strips);
+        if (after) expect_start(*after, after_scores, strips);
+      }
       for (int row = 0; row < task.rows(); row += PANEL)
         panel<PANEL_VECS>(task, scores, row, j0, j1);
     }
