@@ -34,7 +34,7 @@ ATX_HD float to_float(float x) { return x; }
 ATX_HD float to_float(bf16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 ATX_HD float to_float(f16 x) {
 #if defined(__CUDA_ARCH__)
-  float y;  // its name is in cuda_fp16.h, 0.4 s of a file's time
+  float y;  // its name is in cuda_fp16.h, half a second of a file's time
   __asm__("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
 #else

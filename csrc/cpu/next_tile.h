@@ -1,6 +1,6 @@
 // Asks for the next tile of keys and values while this one is multiplied, and in a task's last tile
-// for the next task's queries and first tile. Under a block mask they lie where the hardware does
-// not look, and few queries share the wait for them.
+// for its output and the next task's queries and first tile. Under a block mask they lie where the
+// hardware does not look, and few queries share the wait for them.
 #pragma once
 #include "csrc/cpu/attention_fwd.h"
 
@@ -21,7 +21,8 @@ class NextTile {
     q_ = rows(p.q, task.row_offset(p.q_stride, 0), p.q_stride, p.D, size_of(p.dtype), task.queries,
               turns);
   }
-  // Its output, which is written where nothing was read.
+  // A task's output, of its first head, in its last tile's turns: it is written where nothing was
+  // read.
   void expect_output(const Task& task, int turns) {
     const AttentionParams& p = task.p;
     o_ = rows(p.o, task.row_offset(p.o_stride, 0), p.o_stride, p.Dv, size_of(p.dtype), task.queries,

@@ -131,12 +131,12 @@ Status launch_attention_bwd_wide(const AttentionBwdParams& p, const Exec& exec) 
 template <class T, class Score>
 struct BwdEngines {
   template <int D, int DV, Pass PASS>
-  using Engine = BwdWarp<typename BwdTileOf<T, D, DV, PASS, Score::LINEAR && !Score::SPARSE>::Tile>;
+  using Engine = BwdWarp<typename BwdTileOf<T, D, DV, PASS, ONLY_SCALES<Score>>::Tile>;
 };
 template <class Score>
 struct BwdEngines<tf32, Score> {
   template <int D, int, Pass PASS>
-  using Engine = BwdWarp<Tf32BwdTile<D, PASS, Score::LINEAR && !Score::SPARSE>>;
+  using Engine = BwdWarp<Tf32BwdTile<D, PASS, ONLY_SCALES<Score>>>;
 };
 template <class Score>
 struct BwdEngines<float, Score> {

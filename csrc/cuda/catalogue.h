@@ -63,10 +63,10 @@ struct Catalogue {
   }
   template <class T, class Score, int D, int DV = D>
   constexpr void add_bwd(const char* dtype, const char* score) {
-    constexpr bool WIDE = Score::LINEAR && !Score::SPARSE;
     const auto add = [&]<Pass PASS>(const char* family) {
       if constexpr (D == DV)
-        add_pass<typename TilesOf<T>::template Bwd<D, PASS, WIDE>>(family, dtype, score);
+        add_pass<typename TilesOf<T>::template Bwd<D, PASS, ONLY_SCALES<Score>>>(family, dtype,
+                                                                                 score);
       else
         add_pass<BwdPairTile<T, D, DV, PASS>>(family, dtype, score, DV);
     };

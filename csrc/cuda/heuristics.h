@@ -18,6 +18,10 @@ struct HeadDim {};
 inline constexpr int ALL_HEAD_DIMS[] = {32, 64, 96, 128, 192, 256},
                      COARSE_HEAD_DIMS[] = {64, 128, 256};
 
+// Whether a policy needs no more of a pair than where it is: it leaves registers for larger tiles.
+template <class Score>
+constexpr bool ONLY_SCALES = Score::LINEAR && !Score::SPARSE;
+
 // Those of a type and a policy. All have what most calls ask for: in 16 bits everything but block
 // masks with a soft-cap or dropout; in f32, on FMA units, only Window.
 template <class T, class Score>
@@ -307,10 +311,9 @@ inline constexpr int TF32_BWD_DIMS[] = {64, MOST_TF32_BWD_DIM};
 // In f16, which few train in since there is bf16, all of them under Window only.
 template <class T, class Score>
 constexpr const auto& bwd_dims() {
-  constexpr bool PLAIN = Score::LINEAR && !Score::SPARSE;
   if constexpr (std::is_same_v<T, tf32>)
     return TF32_BWD_DIMS;
-  else if constexpr (std::is_same_v<T, f16> && !PLAIN)
+  else if constexpr (std::is_same_v<T, f16> && !ONLY_SCALES<Score>)
     return COARSE_HEAD_DIMS;
   else
     return DIMS<T, Score>;
@@ -318,7 +321,7 @@ constexpr const auto& bwd_dims() {
 template <class T, class Score>
 constexpr const auto& BWD_DIMS = bwd_dims<T, Score>();
 template <class T, class Score>
-constexpr bool HAS_BWD_PAIR = sizeof(T) == 2 && Score::LINEAR && !Score::SPARSE;
+constexpr bool HAS_BWD_PAIR = sizeof(T) == 2 && ONLY_SCALES<Score>;
 template <class T, class Score, class Use>
 constexpr auto with_bwd_dims(int d, int dv, Use use) {
   if constexpr (HAS_BWD_PAIR<T, Score>)
