@@ -102,8 +102,8 @@ struct Catalogue {
   }
   template <class T, class Score>
   constexpr void add_pair(const char* dtype, const char* score) {
-    add_fwd<FwdPairTile<T, 192, 128, Score::LINEAR>>(dtype, score);
-    if constexpr (HAS_BWD_PAIR<T, Score>) add_bwd<T, Score, 192, 128>(dtype, score);
+    add_fwd<FwdPairTile<T, PAIR_D, PAIR_DV, Score::LINEAR>>(dtype, score);
+    if constexpr (HAS_BWD_PAIR<T, Score>) add_bwd<T, Score, PAIR_D, PAIR_DV>(dtype, score);
   }
   template <class T>
   constexpr void add_wide_passes(const char* dtype, const char* score) {

@@ -48,12 +48,15 @@ constexpr void each_dim_of(Use use) {
   if constexpr (I + 1 < LENGTH<LIST>) each_dim_of<LIST, I + 1>(use);
 }
 
-// with_dim_of a list, of D of q and k, and Dv of v. Multi-head latent attention has 64 columns of
-// positions in q and k beside the 128 that v has too (DeepSeek-V2, arXiv:2405.04434): a pair of its
-// own spares a third of v's products, and its accumulators are fewer than those of D 192.
+// Multi-head latent attention has 64 columns of positions in q and k beside the 128 that v has, too
+// (DeepSeek-V2, arXiv:2405.04434): a pair of its own spares a third of v's products, and its
+// accumulators are fewer than those of D 192.
+inline constexpr int PAIR_D = 192, PAIR_DV = 128;
+
+// with_dim_of a list, of D of q and k, and Dv of v.
 template <const auto& LIST, class Use>
 constexpr auto with_pair_of(int d, int dv, Use use) {
-  if (128 < d && d <= 192 && dv <= 128) return use(HeadDim<192, 128>{});
+  if (PAIR_DV < d && d <= PAIR_D && dv <= PAIR_DV) return use(HeadDim<PAIR_D, PAIR_DV>{});
   return with_dim_of<LIST>(d > dv ? d : dv, use);
 }
 template <class T, class Score, class Use>
@@ -281,7 +284,7 @@ struct WideBwdTile {
 // Whether dK and dV, of d and dv columns, are too much for the registers of one warp.
 template <class T>
 constexpr bool splits_keys_pass(int d, int dv) {
-  return sizeof(T) == 2 && d + dv > 192 + 128;
+  return sizeof(T) == 2 && d + dv > PAIR_D + PAIR_DV;
 }
 
 // Tensor cores (f32 that may be rounded to tf32): the same in words, of at most so many dimensions.
